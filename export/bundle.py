@@ -1,0 +1,90 @@
+"""Run folder -> verified bundle, or a refusal that says which check failed and by how much."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from export.graphs import export_graphs
+from export.reference import SPAN, reference_cases
+from seqfraud.bundle import REFERENCE, Bundle, Manifest, Parity, ServeDefaults, open_bundle, put_in_place, write_manifest
+from seqfraud.context import context_spec
+from seqfraud.errors import BundleError, ParityError
+from seqfraud.nn.checkpoint import Run, versions
+from seqfraud.verification import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE, Figures
+
+
+def export_run(run: Run, out: Path) -> Bundle:
+    """Write the bundle of a run to `out`; nothing is left there or beside it where a check fails.
+
+    Raises:
+        ParityError: the graphs read back in a fresh process do not compute what the module does.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not (out / "manifest.json").is_file():
+        raise BundleError(f"{out}: exists and is not a bundle; choose another --out or remove it")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        export_graphs(run.model, temporary)
+        with np.load(run.path / "reference.npz", allow_pickle=False) as rows:
+            cases, span = reference_cases(run.model, {k: rows[k] for k in rows.files})
+        with (temporary / REFERENCE).open("wb") as stream:
+            np.savez_compressed(stream, **cases)
+        manifest = manifest_of(run)
+        write_manifest(temporary, manifest)
+        measured = verify_in_fresh_process(temporary)
+        measured["probabilities visited"] = span
+        final = replace(manifest, parity=replace(manifest.parity, measured=measured))
+        write_manifest(temporary, final)
+        put_in_place(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_bundle(out)
+
+
+def spans(figures: Figures) -> bool:
+    """Whether the checks visited both ends of the probabilities that they should."""
+    return figures["lowest"] <= SPAN[0] and figures["highest"] >= SPAN[1]
+
+
+def manifest_of(run: Run) -> Manifest:
+    """The manifest before verification."""
+    missing = tuple(run.schema.numeric_inputs[i] for i in run.model.spec.missing)
+    places = tuple(column for pair in run.schema.geo for column in pair)
+    return Manifest(
+        kind="gru",
+        schema=run.schema,
+        context=context_spec(run.config, run.schema),
+        vocabularies=run.vocabularies,
+        graph=run.graph,
+        missing=(*missing, *places),
+        calibration=run.calibration,
+        thresholds=run.thresholds,
+        serve=ServeDefaults(run.config.serve.window, run.config.serve.max_batch),
+        fingerprint=run.fingerprint,
+        metrics={k: run.metrics[k] for k in ("validation", "test") if k in run.metrics},
+        versions=versions(),
+        parity=Parity(PROBABILITY_TOLERANCE, LOGIT_TOLERANCE, {}),
+    )
+
+
+def verify_in_fresh_process(folder: Path) -> dict[str, Figures]:
+    """Verify from disk in a process that has seen neither the module nor the exporter. Raises ParityError."""
+    done = subprocess.run(
+        [sys.executable, "-m", "seqfraud.verification", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["the verifying process ended without a word"]
+        raise ParityError(f"export refused: {lines[-1]}")
+    measured: dict[str, Figures] = json.loads(done.stdout)
+    return measured

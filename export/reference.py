@@ -1,0 +1,81 @@
+"""Inputs for the parity checks, made from real rows, and torch's outputs for them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqfraud.nn.model import SequenceModel
+
+LONG_USERS = 3
+LONG_EVENTS = 1000
+RAGGED_LENGTHS = (37, 1, 0, 19, 36, 2, 11)
+CANDIDATES = 256
+SPAN = (0.001, 0.99)
+"""Probabilities that the checks should reach on both sides."""
+GAPS_MS = (0, 1_000, 47_000, 600_000, 5_400_000, 86_400_000, 9 * 86_400_000)
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def reference_cases(model: SequenceModel, rows: Arrays, seed: int = 0) -> tuple[Arrays, dict[str, float]]:
+    """The cases "ragged" and "long" with torch's outputs, keys `case/name`, and the probabilities that they span.
+
+    Histories are drawn from the rows with gaps from none to days. Among many candidates those are kept that reach
+    furthest to both sides; numbers are widened in some so that the tails are visited too.
+    """
+    rng = np.random.default_rng(seed)
+    candidates = _histories(model, rows, CANDIDATES, max(RAGGED_LENGTHS), rng)
+    candidates["length"] = np.full(CANDIDATES, max(RAGGED_LENGTHS))
+    scores = _torch_outputs(model, candidates)["probability"]
+    order = np.argsort(scores.max(axis=1))
+    # the ends of the range go to the long rows of the ragged case
+    places = np.argsort(-np.array(RAGGED_LENGTHS), kind="stable")
+    middle = order[np.linspace(0, CANDIDATES - 1, len(RAGGED_LENGTHS)).astype(int)]
+    picked = np.empty(len(RAGGED_LENGTHS), dtype=np.int64)
+    picked[places] = np.r_[middle[-1], middle[0], middle[1:-1]]
+    axes = {s.name: s.batch_axis for s in model.graph.states}
+    ragged = {k: np.take(v, picked, axis=axes.get(k, 0)) for k, v in candidates.items()}
+    ragged["length"] = np.array(RAGGED_LENGTHS)
+    long = _histories(model, rows, LONG_USERS, LONG_EVENTS, rng)
+    long["length"] = np.full(LONG_USERS, LONG_EVENTS)
+    cases: Arrays = {}
+    low, high = 1.0, 0.0
+    for name, case in (("ragged", ragged), ("long", long)):
+        out = _torch_outputs(model, case)
+        real = np.arange(out["logit"].shape[1])[None] < case["length"][:, None]
+        low = min(low, float(out["probability"][real].min()))
+        high = max(high, float(out["probability"][real].max()))
+        cases |= {f"{name}/{k}": v for k, v in case.items()}
+        cases |= {f"{name}/out.{k}": v for k, v in out.items()}
+    return cases, {"lowest": low, "highest": high}
+
+
+def _histories(model: SequenceModel, rows: Arrays, users: int, events: int, rng: np.random.Generator) -> Arrays:
+    """Inputs and states of users with random histories; half of the users go on from a state that is not the first."""
+    spec = model.spec
+    take = rng.integers(0, len(rows["event_time"]), (users, events))
+    gaps = rng.choice(GAPS_MS, (users, events)) + rng.integers(0, 2000, (users, events))
+    start = rng.choice(rows["event_time"], users)
+    case: Arrays = {"event_time": start[:, None] + np.cumsum(gaps, axis=1)}
+    for name, width in (("numeric", spec.numeric), ("categorical", len(spec.vocabularies)), ("context", spec.context)):
+        if width:
+            case[name] = rows[name][take]
+    widened = rng.random((users, events)) < 0.1
+    plain = spec.numeric - 2 * spec.places
+    if plain:
+        case["numeric"][..., :plain][widened] *= rng.lognormal(0, 2, (int(widened.sum()), plain)).astype(np.float32)
+    for state in model.graph.states:
+        fresh = state.initial_rows(users)
+        older = rng.uniform(-0.5, 0.5, fresh.shape) if state.dtype == "float32" else start - 12_345
+        known = rng.random(users) < 0.5
+        fresh[known] = older.astype(fresh.dtype)[known]
+        case[state.name] = state.to_batch(fresh)
+    return case
+
+
+def _torch_outputs(model: SequenceModel, case: Arrays) -> Arrays:
+    with torch.no_grad():
+        out = model.eval()({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in case.items()})
+    return {k: v.numpy() for k, v in out.items()}

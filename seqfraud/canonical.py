@@ -1,0 +1,82 @@
+"""One spelling for every identifier, category, network and time, offline and online alike.
+
+A user `42` in a Parquet file, `"42"` in a CSV file and `42` in a request are the same user: identifiers and categories
+are compared as the texts made here.
+"""
+
+import hashlib
+import ipaddress
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from seqfraud.config import TimeUnit, instant_ms
+
+IPV4_PREFIX = 24
+IPV6_PREFIX = 48
+
+
+def canonical_text(value: object) -> str:
+    """Text of an identifier or category: integers in decimal, whole floats like integers, strings as they are."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def network_of(text: str) -> str | None:
+    """The network an IP address belongs to (/24 or /48), which stands for the address as a context entity.
+
+    None where the text is no IP address.
+    """
+    try:
+        address = ipaddress.ip_address(text.strip())
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    prefix = IPV4_PREFIX if address.version == 4 else IPV6_PREFIX
+    return str(ipaddress.ip_network((address, prefix), strict=False))
+
+
+def time_ms(value: str | int | float, unit: TimeUnit) -> int:
+    """Milliseconds since the epoch of a time as a request or a text file spells it.
+
+    ISO 8601 text without a zone is UTC; parts of a millisecond are dropped. Raises ValueError.
+    """
+    if unit == "iso":
+        if not isinstance(value, str):
+            raise ValueError("expected an ISO 8601 time")
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return instant_ms(moment)
+    number = float(value) if isinstance(value, str) else value
+    if unit == "ms":
+        return int(number // 1)
+    return number * 1000 if isinstance(number, int) else int(number * 1000 // 1)
+
+
+def content_digest(
+    user: str, time: int, numbers: Sequence[float | None], texts: Sequence[str | None]
+) -> bytes:
+    """16 bytes that identify the declared content of a transaction without its id.
+
+    Args:
+        user: canonical text.
+        time: milliseconds since the epoch.
+        numbers: numeric inputs and the amount, None or NaN where missing.
+        texts: canonical texts of the other declared columns, None where missing.
+    """
+    parts = [struct.pack("<q", time), _sized(user)]
+    parts += [b"-" if x is None or x != x else struct.pack("<d", x + 0.0) for x in numbers]
+    parts += [b"-" if text is None else _sized(text) for text in texts]
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _sized(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return struct.pack("<I", len(data)) + data

@@ -1,0 +1,352 @@
+"""The TOML configuration as frozen dataclasses, one per concern.
+
+`load_config(path)` is the only reader. An unknown key is an error that names the file, the key and the nearest valid
+one; a wrong type names the key, the value seen and what is expected. Times become int64 milliseconds since the epoch
+(UTC), durations int milliseconds.
+"""
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import typing
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union
+
+from seqfraud.errors import ConfigError
+
+SECOND_MS = 1000
+MINUTE_MS = 60 * SECOND_MS
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+WEEK_MS = 7 * DAY_MS
+
+TimeUnit = Literal["iso", "s", "ms"]
+
+_UNITS = {"ms": 1, "s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+
+
+def parse_duration(text: str) -> int:
+    """Milliseconds of a duration such as "7d", "12h", "30m", "45s", "2w". Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{text!r} is not a duration; expected a number and a unit, such as "7d" or "12h"')
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_instant(text: str) -> int:
+    """Milliseconds since the epoch of an ISO 8601 date or time; without a zone it is UTC. Raises ValueError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'{text!r} is not an ISO 8601 date or time, such as "2018-04-01"') from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return instant_ms(moment)
+
+
+def instant_ms(moment: datetime) -> int:
+    """Whole milliseconds since the epoch of an aware datetime, rounded down."""
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def format_instant(ms: int) -> str:
+    """ISO 8601 text in UTC of milliseconds since the epoch."""
+    whole, part = divmod(ms, 1000)
+    text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{part:03d}Z" if part else f"{text}Z"
+
+
+class Duration(int):
+    """A configuration value written as "7d"; an int of milliseconds."""
+
+
+class Instant(int):
+    """A configuration value written as an ISO date or time; an int of milliseconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the transactions are and which column is what."""
+
+    user: str
+    time: str
+    path: str = ""
+    transaction: str | None = None
+    time_unit: TimeUnit = "iso"
+    label: str | None = None
+    label_delay: Duration = Duration(7 * DAY_MS)
+    label_known_at: str | None = None
+    amount: str | None = None
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Which columns reach the model, and as what."""
+
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+    geo: tuple[tuple[str, str], ...] = ()
+    ip: tuple[str, ...] = ()
+    half_lives: tuple[Duration, ...] = (
+        Duration(HOUR_MS),
+        Duration(DAY_MS),
+        Duration(7 * DAY_MS),
+        Duration(30 * DAY_MS),
+    )
+    min_count: int = 5
+    """A category seen in fewer training rows gets the id of the unseen ones."""
+    bins: int = 12
+    """Quantile bins per number for the piecewise-linear encoding."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Time split. `validation` is the last part of the time before `train_end`."""
+
+    train_end: Instant
+    train_start: Instant | None = None
+    validation: Duration = Duration(7 * DAY_MS)
+    test_start: Instant | None = None
+    test_end: Instant | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network."""
+
+    hidden: int = 64
+    layers: int = 1
+    input_width: int = 64
+    head_width: int = 64
+    embedding: int = 8
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is fitted."""
+
+    epochs: int = 8
+    patience: int = 3
+    users_per_batch: int = 96
+    events_per_chunk: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    dropout: float = 0.0
+    positive_weight: float | Literal["balanced", "sqrt"] = 1.0
+    """Weight of a fraud in the loss: a number, "balanced" (honest / fraud) or "sqrt" of that."""
+    refit: bool = False
+    """Fit once more on train and validation days after the number of epochs was chosen."""
+    seed: int = 0
+    mixed_precision: bool = True
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How logits become probabilities, fitted on the validation days."""
+
+    method: Literal["platt", "none"] = "platt"
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """How probabilities become decisions, chosen on the validation days."""
+
+    alert_share: float | None = None
+    """Share of transactions to review or decline; left out: the threshold with the best F1."""
+    decline_precision: float = 0.9
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Defaults of the service for bundles of this configuration."""
+
+    window: int = 32
+    """W: at least this many recent events per user are kept, at most twice as many."""
+    max_batch: int = 1000
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration file."""
+
+    data: DataConfig
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    split: SplitConfig | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+
+T = TypeVar("T")
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_config(text, source=str(path))
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Check a configuration given as TOML text; `source` is what messages call it. Raises ConfigError."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+    config = from_plain(Config, raw, source)
+    _check(config, source)
+    return config
+
+
+def from_plain(cls: type[T], raw: dict[str, Any], source: str, prefix: str = "") -> T:
+    """Build a dataclass from plain data; every unknown key or wrong type is a ConfigError that names it."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            kind = "key" if prefix else "section"
+            hint = f"; the nearest valid {kind} is {prefix}{near[0]}" if near else ""
+            raise ConfigError(f"{source}: unknown {kind} {name}{hint}")
+        values[key] = _convert(hints[key], value, source, name)
+    for key, spec in known.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and key not in values:
+            kind = "key" if prefix else "section"
+            raise ConfigError(f"{source}: the {kind} {prefix}{key} is missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, source: str, name: str) -> Any:
+    """`value` as the annotated type, or a ConfigError."""
+    try:
+        return _cast(hint, value, source, name)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {name}: {error}") from None
+
+
+def _cast(hint: Any, value: Any, source: str, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (Union, UnionType):
+        return _cast_union(typing.get_args(hint), value, source, name)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        if value in allowed and isinstance(value, str):
+            return value
+        raise ValueError(f"{value!r} is not one of {', '.join(repr(a) for a in allowed)}")
+    if origin is tuple:
+        return _cast_tuple(typing.get_args(hint), value, source, name)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a section, got {value!r}")
+        return from_plain(typing.cast(type[Any], hint), value, source, f"{name}.")
+    return _cast_scalar(hint, value)
+
+
+def _cast_union(options: tuple[Any, ...], value: Any, source: str, name: str) -> Any:
+    problems = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _cast(option, value, source, name)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError(" and ".join(problems))
+
+
+def _cast_tuple(inner: tuple[Any, ...], value: Any, source: str, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, got {value!r}")
+    if inner[-1] is Ellipsis:
+        return tuple(_cast(inner[0], item, source, name) for item in value)
+    if len(value) != len(inner):
+        raise ValueError(f"expected a list of {len(inner)}, got {value!r}")
+    return tuple(_cast(hint, item, source, name) for hint, item in zip(inner, value, strict=True))
+
+
+def _cast_scalar(hint: Any, value: Any) -> Any:
+    if hint is Duration:
+        if isinstance(value, str):
+            return Duration(parse_duration(value))
+        raise ValueError(f'expected a duration such as "7d", got {value!r}')
+    if hint is Instant:
+        if isinstance(value, date):  # TOML has dates of its own; datetime is a date too
+            value = value.isoformat()
+        if isinstance(value, str):
+            return Instant(parse_instant(value))
+        raise ValueError(f'expected a date such as "2018-04-01", got {value!r}')
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (str, bool) and isinstance(value, hint):
+        return value
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+    raise ValueError(f"expected {words[hint]}, got {value!r}")
+
+
+def _check(config: Config, source: str) -> None:
+    """What types alone cannot say."""
+    features, split = config.features, config.split
+    positive = {
+        "features.bins": features.bins,
+        "features.min_count": features.min_count,
+        "model.hidden": config.model.hidden,
+        "model.layers": config.model.layers,
+        "model.input_width": config.model.input_width,
+        "model.head_width": config.model.head_width,
+        "model.embedding": config.model.embedding,
+        "training.epochs": config.training.epochs,
+        "training.patience": config.training.patience,
+        "training.users_per_batch": config.training.users_per_batch,
+        "training.events_per_chunk": config.training.events_per_chunk,
+        "training.learning_rate": config.training.learning_rate,
+        "training.clip": config.training.clip,
+        "serve.window": config.serve.window,
+        "serve.max_batch": config.serve.max_batch,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"{source}: {name}: expected more than 0, got {value}")
+    if not 0 <= config.training.dropout < 1:
+        raise ConfigError(f"{source}: training.dropout: expected 0 to below 1, got {config.training.dropout}")
+    if any(h <= 0 for h in features.half_lives) or not features.half_lives:
+        raise ConfigError(f"{source}: features.half_lives: expected one or more durations above 0")
+    columns = (*features.numeric, *(c for pair in features.geo for c in pair))
+    if not (columns or features.categorical or features.context or features.ip):
+        raise ConfigError(f"{source}: features: no column is named; expected at least one, such as numeric")
+    for name, used in (("numeric and geo", columns), ("categorical", features.categorical),
+                       ("context and ip", (*features.context, *features.ip))):  # fmt: skip
+        twice = sorted({c for c in used if used.count(c) > 1})
+        if twice:
+            raise ConfigError(f"{source}: features.{name}: {twice[0]!r} is listed twice")
+    for key, label in (("label", config.data.label), ("label_known_at", config.data.label_known_at)):
+        everywhere = (*columns, *features.categorical, *features.context, *features.ip)
+        if label is not None and label in everywhere:
+            raise ConfigError(f"{source}: features: {label!r} is data.{key}; the answer cannot be an input")
+    if split is not None:
+        validation_start = split.train_end - split.validation
+        if split.train_start is not None and split.train_start >= validation_start:
+            raise ConfigError(
+                f"{source}: split.train_start {format_instant(split.train_start)} is not before the validation days, "
+                f"which start {format_instant(validation_start)}"
+            )
+        if split.test_start is not None and split.test_start < split.train_end:
+            raise ConfigError(f"{source}: split.test_start is before split.train_end")
+        if split.test_end is not None and split.test_end <= (split.test_start or split.train_end):
+            raise ConfigError(f"{source}: split.test_end is not after split.test_start")

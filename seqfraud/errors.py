@@ -1,0 +1,43 @@
+"""Every error that seqfraud raises on purpose.
+
+A message names the field, the value seen, what was expected and, where there is one, the next step.
+Commands turn a `SeqfraudError` into one line and exit code 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class SeqfraudError(Exception):
+    """Root of the tree: what a user can cause and mend."""
+
+
+class ConfigError(SeqfraudError):
+    """A configuration or a command's setting cannot be used."""
+
+
+class DataError(SeqfraudError):
+    """A file of transactions cannot be read as the configuration says."""
+
+
+class BundleError(SeqfraudError):
+    """A bundle is incomplete, changed, of another format, or not what its manifest says."""
+
+
+class ParityError(BundleError):
+    """Exported graphs do not compute what the trained module computes; the message has the figure."""
+
+
+class RunError(SeqfraudError):
+    """A run folder lacks something or does not fit what is asked of it."""
+
+
+class RequestError(SeqfraudError):
+    """A request that the service refuses; nothing was changed by it.
+
+    `status` is the HTTP status, `code` a stable word for programs, `field` the offending field or "".
+    """
+
+    def __init__(self, status: int, code: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.field = field

@@ -1,0 +1,130 @@
+"""Names, types and axes of what goes in and out of the exported graphs, once, as data.
+
+Letters: B users in a batch, T events in a sequence, F numeric inputs, C categorical inputs, K context inputs, L layers,
+H hidden units, G places (pairs of latitude and longitude).
+
+A state `x` comes in as `x` and goes out as `x_next`. Inputs of width 0 do not exist.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqfraud.context import NEVER, ContextSpec
+from seqfraud.schema import Schema
+
+NEXT = "_next"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output; a letter in `axes` is dynamic, a number is fixed."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+
+    def shape(self, **sizes: int) -> tuple[int, ...]:
+        """The shape for the given sizes of the dynamic axes."""
+        return tuple(a if isinstance(a, int) else sizes[a] for a in self.axes)
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One declared state: its tensor, its value before anything happened, and whose it is."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+    initial: float | int
+    key: str = "user"
+
+    @property
+    def batch_axis(self) -> int:
+        """Where B stands in the axes."""
+        return self.axes.index("B")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape for one user."""
+        return tuple(a for a in self.axes if isinstance(a, int))
+
+    def initial_rows(self, count: int) -> npt.NDArray[Any]:
+        """[count, *row_shape]: the value before anything happened."""
+        return np.full((count, *self.row_shape), self.initial, dtype=self.dtype)
+
+    def to_batch(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[B, *row_shape] as the graph wants it."""
+        return np.ascontiguousarray(np.moveaxis(rows, 0, self.batch_axis))
+
+    def to_rows(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What the graph gives as [B, *row_shape]."""
+        return np.moveaxis(batch, self.batch_axis, 0)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Both graphs of a bundle."""
+
+    numeric: int
+    categorical: int
+    context: int
+    states: tuple[StateSpec, ...]
+
+    def sequence_inputs(self) -> list[TensorSpec]:
+        """Inputs of sequence.onnx without the states."""
+        specs = [
+            TensorSpec("event_time", "int64", ("B", "T")),
+            TensorSpec("numeric", "float32", ("B", "T", self.numeric)),
+            TensorSpec("categorical", "int64", ("B", "T", self.categorical)),
+            TensorSpec("context", "float32", ("B", "T", self.context)),
+            TensorSpec("length", "int64", ("B",)),
+        ]
+        return [s for s in specs if s.axes[-1] != 0]
+
+    def step_inputs(self) -> list[TensorSpec]:
+        """Inputs of step.onnx without the states: time and category ids, numeric and context packed."""
+        specs = [
+            TensorSpec("integers", "int64", ("B", 1 + self.categorical)),
+            TensorSpec("values", "float32", ("B", self.numeric + self.context)),
+        ]
+        return [s for s in specs if s.axes[-1] != 0]
+
+    def state_inputs(self) -> list[TensorSpec]:
+        """The states as inputs."""
+        return [TensorSpec(s.name, s.dtype, s.axes) for s in self.states]
+
+    def state_outputs(self) -> list[TensorSpec]:
+        """The states as outputs."""
+        return [TensorSpec(s.name + NEXT, s.dtype, s.axes) for s in self.states]
+
+    def sequence_outputs(self) -> list[TensorSpec]:
+        """Outputs of sequence.onnx without the states."""
+        return [TensorSpec(name, "float32", ("B", "T")) for name in ("logit", "probability")]
+
+    def step_outputs(self) -> list[TensorSpec]:
+        """Outputs of step.onnx without the states."""
+        return [TensorSpec(name, "float32", ("B",)) for name in ("logit", "probability")]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "GraphSpec":
+        """The specification of a manifest; KeyError or TypeError where it is not one."""
+        states = tuple(StateSpec(**{**s, "axes": tuple(s["axes"])}) for s in raw["states"])
+        return GraphSpec(int(raw["numeric"]), int(raw["categorical"]), int(raw["context"]), states)
+
+
+def gru_graph(schema: Schema, context: ContextSpec, layers: int, hidden: int) -> GraphSpec:
+    """The graphs of the GRU: its state is h, the time of the last event and, with `geo`, the last place."""
+    states = [
+        StateSpec("h", "float32", (layers, "B", hidden), 0.0),
+        StateSpec("last_time", "int64", ("B",), NEVER),
+    ]
+    if schema.geo:
+        states.append(StateSpec("last_place", "float32", ("B", 2 * len(schema.geo)), 0.0))
+    return GraphSpec(len(schema.numeric_inputs), len(schema.categorical), context.width, tuple(states))

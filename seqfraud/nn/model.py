@@ -1,0 +1,355 @@
+"""The module that is trained, evaluated and exported: raw columns and state in, logits, probability and state out.
+
+Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units, G places,
+V values after the logarithm, P piecewise-linear units, D inputs of the first linear layer, W its outputs for the GRU,
+M its outputs for the head.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqfraud.config import DAY_MS, WEEK_MS
+from seqfraud.context import NEVER
+from seqfraud.graph import NEXT, GraphSpec
+
+EARTH_KM = 6371.0088
+"""Mean radius, IUGG."""
+RADIAN = math.pi / 180
+CLOCK = ((DAY_MS, 1), (DAY_MS, 2), (WEEK_MS, 1), (WEEK_MS, 2))
+"""Periods in ms and harmonics of the clock features; each gives a sine and a cosine."""
+UNKNOWN = -1.0
+"""Gap, distance and speed of a first event; its logarithm, -log 2, is below that of every real one."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that fixes the module's shapes."""
+
+    numeric: int
+    """F, places included."""
+    places: int
+    """G; their 2 G columns are the last of the numeric inputs."""
+    context: int
+    vocabularies: tuple[int, ...]
+    """Number of ids per categorical input."""
+    missing: tuple[int, ...]
+    """Numeric inputs that may be missing (NaN)."""
+    bins: int
+    """P, summed over all values."""
+    hidden: int
+    layers: int
+    input_width: int
+    head_width: int
+    embedding: int
+    dropout: float = 0.0
+
+    @property
+    def values(self) -> int:
+        """V: plain numbers, context, gap, distance and speed per place."""
+        return self.numeric - 2 * self.places + self.context + 1 + 2 * self.places
+
+    @property
+    def dense_width(self) -> int:
+        """Inputs of the first layer that are no embeddings."""
+        return self.values + self.bins + 2 * len(CLOCK) + len(self.missing)
+
+    def embedding_widths(self) -> list[int]:
+        """Width of each embedding: at most `embedding`, less for small vocabularies."""
+        return [min(self.embedding, math.ceil(n / 2)) for n in self.vocabularies]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "ModelSpec":
+        """The specification of a checkpoint."""
+        return ModelSpec(**{**raw, "vocabularies": tuple(raw["vocabularies"]), "missing": tuple(raw["missing"])})
+
+
+def signed_log(x: Tensor) -> Tensor:
+    """sign(x) * log(1 + |x|)."""
+    return torch.sign(x) * torch.log(1 + torch.abs(x))
+
+
+def haversine_km(here: Tensor, there: Tensor) -> Tensor:
+    """Great-circle distance [..., G] of places [..., 2 G] in degrees (latitude, longitude, ...); haversine formula."""
+    a, b = here * RADIAN, there * RADIAN
+    lat_a, lat_b = a[..., 0::2], b[..., 0::2]
+    d_lat, d_long = lat_a - lat_b, a[..., 1::2] - b[..., 1::2]
+    s = torch.sin(d_lat / 2) ** 2 + torch.cos(lat_a) * torch.cos(lat_b) * torch.sin(d_long / 2) ** 2
+    return 2 * EARTH_KM * torch.asin(torch.sqrt(torch.clamp(s, 0.0, 1.0)))
+
+
+class EventEncoder(nn.Module):
+    """Raw columns of events to the dense inputs of the first layer; no learned weights, only fitted constants."""
+
+    mean: Tensor
+    inverse_std: Tensor
+    bin_value: Tensor
+    bin_scale: Tensor
+    bin_offset: Tensor
+    fill: Tensor
+    frequency: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.zeros(spec.values))
+        self.register_buffer("inverse_std", torch.ones(spec.values))
+        self.register_buffer("bin_value", torch.zeros(spec.bins, dtype=torch.int64))
+        self.register_buffer("bin_scale", torch.ones(spec.bins))
+        self.register_buffer("bin_offset", torch.zeros(spec.bins))
+        self.register_buffer("fill", torch.zeros(spec.numeric))
+        self.register_buffer("frequency", torch.tensor([2 * math.pi * k for _, k in CLOCK]))
+        self.register_buffer("missing_columns", torch.tensor(spec.missing, dtype=torch.int64))
+
+    def values(
+        self,
+        event_time: Tensor,
+        numeric: Tensor | None,
+        context: Tensor | None,
+        previous_time: Tensor,
+        previous_place: Tensor | None,
+    ) -> Tensor:
+        """The V numbers of each event after the signed logarithm.
+
+        Args:
+            event_time: int64 [..., 1] ms.
+            numeric: float [..., F].
+            context: float [..., K].
+            previous_time: int64 [..., 1] ms, NEVER for a first event.
+            previous_place: float [..., 2 G] degrees.
+        """
+        first = previous_time == NEVER
+        # int64 until after the subtraction: as float32, milliseconds since 1970 are minutes coarse
+        gap = torch.clamp(event_time - previous_time, min=0).to(torch.float32) / 1000
+        gap = torch.where(first, torch.full_like(gap, UNKNOWN), gap)
+        parts = []
+        if numeric is not None:
+            plain = numeric[..., : self.spec.numeric - 2 * self.spec.places]
+            if self.spec.missing:
+                plain = torch.where(torch.isnan(plain), self.fill[: plain.shape[-1]], plain)
+            if plain.shape[-1]:
+                parts.append(plain)
+        if context is not None:
+            parts.append(context)
+        parts.append(gap)
+        if previous_place is not None:
+            assert numeric is not None
+            distance = haversine_km(numeric[..., -2 * self.spec.places :], previous_place)
+            speed = distance * 3600 / torch.clamp(gap, min=1.0)
+            unknown = first | torch.isnan(distance)
+            parts += [torch.where(unknown, torch.full_like(x, UNKNOWN), x) for x in (distance, speed)]
+        return signed_log(torch.cat(parts, dim=-1))
+
+    def bins(self, values: Tensor) -> Tensor:
+        """Piecewise-linear encoding [..., P] of values [..., V] (Gorishniy et al. 2022, arXiv 2203.05556)."""
+        return torch.clamp(values[..., self.bin_value] * self.bin_scale + self.bin_offset, 0.0, 1.0)
+
+    def clock(self, event_time: Tensor) -> Tensor:
+        """Sines and cosines [..., 8] of the time of day and of week; int64 [..., 1] ms."""
+        phases = [(event_time % period).to(torch.float32) / period for period, _ in CLOCK]
+        angles = torch.cat(phases, dim=-1) * self.frequency
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+    def missing(self, numeric: Tensor | None) -> list[Tensor]:
+        """Flags [..., len(missing)] of the numbers that may be missing; an empty list where none may."""
+        if numeric is None or not self.spec.missing:
+            return []
+        return [torch.isnan(numeric[..., self.missing_columns]).to(torch.float32)]  # type: ignore[index]
+
+
+class SequenceModel(nn.Module):
+    """GRU over each user's events.
+
+    `forward` takes and returns tensors by the names of `seqfraud.graph`; every state is carried, so that any split of a
+    history into calls gives the same result.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: ModelSpec, graph: GraphSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.graph = graph
+        self.encoder = EventEncoder(spec)
+        widths = spec.embedding_widths()
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(n, w) for n, w in zip(spec.vocabularies, widths, strict=True)
+        )
+        self.input = nn.Linear(spec.dense_width + sum(widths), spec.input_width + spec.head_width)
+        inputs = [spec.input_width] + [spec.hidden] * (spec.layers - 1)
+        self.cells = nn.ModuleList(nn.GRU(n, spec.hidden) for n in inputs)
+        self.head = nn.Linear(spec.hidden + spec.input_width, spec.head_width, bias=False)
+        self.output = nn.Linear(spec.head_width, 1)
+        self.dropout = nn.Dropout(spec.dropout)
+        # calibration: probability = sigmoid(scale * logit + shift)
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(()))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Score every event and carry the states to the event at `length`.
+
+        Args:
+            inputs: event_time int64 [B, T], numeric [B, T, F], categorical int64 [B, T, C], context [B, T, K],
+                length int64 [B], and the states; those of width 0 are absent.
+
+        Returns:
+            logit [B, T] (uncalibrated), probability [B, T], and each state with the suffix `_next`.
+        """
+        time = inputs["event_time"]
+        last_time = inputs["last_time"]
+        times = torch.cat([last_time[:, None], time], dim=1)
+        numeric = inputs.get("numeric")
+        places = None
+        if self.spec.places:
+            assert numeric is not None
+            places = torch.cat([inputs["last_place"][:, None], numeric[..., -2 * self.spec.places :]], dim=1)
+        dense = self.dense(
+            time[..., None],
+            numeric,
+            inputs.get("context"),
+            times[:, :-1, None],
+            None if places is None else places[:, :-1],
+        )
+        parts = [dense]
+        if self.spec.vocabularies:
+            ids = inputs["categorical"]
+            parts += [table(ids[..., c]) for c, table in enumerate(self.embeddings)]
+        logit, h_next = self.recur(self.input(torch.cat(parts, dim=-1)), inputs["h"], inputs["length"])
+        at = inputs["length"][:, None]
+        out = {
+            "logit": logit,
+            "probability": self.calibrated(logit),
+            "h" + NEXT: h_next,
+            "last_time" + NEXT: times.gather(1, at)[:, 0],
+        }
+        if places is not None:
+            index = at[..., None].expand(-1, 1, places.shape[-1])
+            out["last_place" + NEXT] = places.gather(1, index)[:, 0]
+        return out
+
+    def dense(
+        self,
+        event_time: Tensor,
+        numeric: Tensor | None,
+        context: Tensor | None,
+        previous_time: Tensor,
+        previous_place: Tensor | None,
+    ) -> Tensor:
+        """The scaled dense inputs [..., dense_width] of the first layer."""
+        encoder = self.encoder
+        # in float32 also under mixed precision: amounts and counters exceed what half precision holds
+        with torch.autocast(event_time.device.type, enabled=False):
+            values = encoder.values(event_time, numeric, context, previous_time, previous_place)
+            scaled = (values - encoder.mean) * encoder.inverse_std
+            parts = [scaled, encoder.bins(values), encoder.clock(event_time), *encoder.missing(numeric)]
+            return torch.cat(parts, dim=-1)
+
+    def recur(self, first: Tensor, h: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """GRU and head.
+
+        Args:
+            first: [B, T, W + M], the first layer's output.
+            h: [L, B, H].
+            length: int64 [B].
+
+        Returns:
+            logit [B, T] and h after the event at `length`, [L, B, H].
+        """
+        z, direct = first.split([self.spec.input_width, self.spec.head_width], dim=-1)
+        z = torch.relu(z)
+        x = self.dropout(z).transpose(0, 1)
+        index = length[None, :, None].expand(1, -1, self.spec.hidden)
+        states = []
+        for layer, cell in enumerate(self.cells):
+            before = h[layer : layer + 1]
+            x, _ = cell(x, before)
+            # the state at `length` with the initial one in front, so that length 0 works
+            states.append(torch.cat([before.to(x.dtype), x], dim=0).gather(0, index))
+        g = x.transpose(0, 1)
+        hidden = torch.relu(direct + self.head(torch.cat([g, z], dim=-1)))
+        return self.output(self.dropout(hidden))[..., 0], torch.cat(states, dim=0)
+
+    def calibrated(self, logit: Tensor) -> Tensor:
+        """Probability of fraud."""
+        return torch.sigmoid(self.scale * logit + self.shift)
+
+    def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
+        """The states of users who have no history."""
+        return {
+            s.name: torch.from_numpy(s.to_batch(s.initial_rows(batch))).to(device) for s in self.graph.states
+        }
+
+
+class StepModel(nn.Module):
+    """The same function for one event per user, folded for a small call.
+
+    Scaling is folded into the first layer, embedding tables are multiplied through it, inputs come packed.
+    """
+
+    dense_weight: Tensor
+    tables: Tensor
+    table_offset: Tensor
+    bias: Tensor
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+        spec, encoder = model.spec, model.encoder
+        with torch.no_grad():
+            weight = model.input.weight.double()  # [W + M, D]
+            dense = weight[:, : spec.dense_width].clone()
+            scaled = dense[:, : spec.values] * encoder.inverse_std.double()
+            bias = model.input.bias.double() - scaled @ encoder.mean.double()
+            dense[:, : spec.values] = scaled
+            self.register_buffer("dense_weight", dense.T.contiguous().float())
+            self.register_buffer("bias", bias.float())
+            tables, at = [], spec.dense_width
+            for table in model.embeddings:
+                width = table.weight.shape[1]
+                tables.append(table.weight.double() @ weight[:, at : at + width].T)
+                at += width
+            offsets = [sum(spec.vocabularies[:c]) for c in range(len(spec.vocabularies))]
+            self.register_buffer("tables", torch.cat(tables).float() if tables else torch.zeros(0))
+            self.register_buffer("table_offset", torch.tensor(offsets, dtype=torch.int64))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Score one event per user: integers int64 [B, 1 + C], values float [B, F + K], the states.
+
+        Returns:
+            logit [B], probability [B], and each state with the suffix `_next`.
+        """
+        model, spec, encoder = self.model, self.model.spec, self.model.encoder
+        time = inputs["integers"][:, :1]
+        packed = inputs.get("values")
+        numeric = None if packed is None or not spec.numeric else packed[:, : spec.numeric]
+        context = None if packed is None or not spec.context else packed[:, spec.numeric :]
+        values = encoder.values(time, numeric, context, inputs["last_time"][:, None], inputs.get("last_place"))
+        dense = torch.cat([values, encoder.bins(values), encoder.clock(time), *encoder.missing(numeric)], dim=-1)
+        first = torch.addmm(self.bias, dense, self.dense_weight)
+        if spec.vocabularies:
+            first = first + self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)
+        z, direct = first.split([spec.input_width, spec.head_width], dim=-1)
+        z = torch.relu(z)
+        x = z[None]
+        states = []
+        for layer, cell in enumerate(model.cells):
+            x, after = cell(x, inputs["h"][layer : layer + 1])
+            states.append(after)
+        hidden = torch.relu(direct + model.head(torch.cat([x[0], z], dim=-1)))
+        logit = model.output(hidden)[:, 0]
+        out = {"logit": logit, "probability": model.calibrated(logit)}
+        out["h" + NEXT] = states[0] if len(states) == 1 else torch.cat(states, dim=0)
+        out["last_time" + NEXT] = time[:, 0]
+        if spec.places:
+            assert numeric is not None
+            out["last_place" + NEXT] = numeric[:, -2 * spec.places :]
+        return out

@@ -1,0 +1,116 @@
+"""The exported graphs under onnxruntime on the CPU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from seqfraud.errors import BundleError
+from seqfraud.graph import NEXT, GraphSpec, TensorSpec
+
+Array = npt.NDArray[Any]
+
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+def open_session(model: Path | bytes, threads: int = 1) -> ort.InferenceSession:
+    """A session with the thread count said; the default count stalls small calls. Raises BundleError."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common root
+        raise BundleError(f"onnxruntime cannot load {_name(model)}: {str(error).splitlines()[0]}") from error
+
+
+def _name(model: Path | bytes) -> str:
+    return model.name if isinstance(model, Path) else "the graph"
+
+
+def check_signature(session: ort.InferenceSession, name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+    """Names, types and axes of a graph against its specification. Raises BundleError."""
+    for side, specs, nodes in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
+        seen = {node.name: node for node in nodes}
+        wanted = {spec.name: spec for spec in specs}
+        if seen.keys() != wanted.keys():
+            raise BundleError(f"{name}: {side}s are {sorted(seen)}, the manifest says {sorted(wanted)}")
+        for spec in specs:
+            node = seen[spec.name]
+            if _TYPES.get(node.type) != spec.dtype:
+                raise BundleError(f"{name}: {side} {spec.name} has type {node.type}, expected {spec.dtype}")
+            shape = node.shape
+            fits = len(shape) == len(spec.axes) and all(
+                not isinstance(axis, int) or not isinstance(size, int) or size == axis
+                for axis, size in zip(spec.axes, shape, strict=False)
+            )
+            frozen = [
+                axis for axis, size in zip(spec.axes, shape, strict=False) if isinstance(axis, str) and isinstance(size, int)
+            ]
+            if side == "input" and frozen:
+                raise BundleError(f"{name}: the axis {frozen[0]} of input {spec.name} is frozen at {shape}")
+            if not fits:
+                raise BundleError(f"{name}: {side} {spec.name} has shape {shape}, expected {list(spec.axes)}")
+
+
+class SequenceGraph:
+    """sequence.onnx: many events per call, for bulk scoring and for rebuilding a state."""
+
+    def __init__(self, model: Path | bytes, spec: GraphSpec, threads: int = 1) -> None:
+        self.spec = spec
+        self.session = open_session(model, threads)
+        inputs = [*spec.sequence_inputs(), *spec.state_inputs()]
+        outputs = [*spec.sequence_outputs(), *spec.state_outputs()]
+        check_signature(self.session, "sequence.onnx", inputs, outputs)
+        self._outputs = [o.name for o in outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for inputs (states included) by name."""
+        return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
+
+
+class StepGraph:
+    """step.onnx: one event per user. `score_one` uses fixed buffers and binds them once."""
+
+    def __init__(self, model: Path | bytes, spec: GraphSpec) -> None:
+        self.spec = spec
+        self.session = open_session(model)
+        inputs = [*spec.step_inputs(), *spec.state_inputs()]
+        outputs = [*spec.step_outputs(), *spec.state_outputs()]
+        check_signature(self.session, "step.onnx", inputs, outputs)
+        self._outputs = [o.name for o in outputs]
+        self._binding = self.session.io_binding()
+        self.inputs = {s.name: np.zeros(s.shape(B=1), dtype=s.dtype) for s in inputs}
+        self.outputs = {s.name: np.zeros(s.shape(B=1), dtype=s.dtype) for s in outputs}
+        for name, buffer in self.inputs.items():
+            self._binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        for name, buffer in self.outputs.items():
+            self._binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        self._run = self.session.run_with_iobinding
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for any batch."""
+        return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
+
+    def run_bound(self) -> None:
+        """Run on the fixed buffers of batch 1: fill `inputs`, call, read `outputs`. Not thread-safe."""
+        self._run(self._binding)
+
+
+def next_states(spec: GraphSpec, outputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    """The states of the first `batch` users as inputs of the next call."""
+    return {
+        s.name: np.ascontiguousarray(np.take(outputs[s.name + NEXT], range(batch), axis=s.batch_axis))
+        for s in spec.states
+    }
+
+
+def initial_states(spec: GraphSpec, batch: int) -> dict[str, Array]:
+    """States of users without history, as inputs."""
+    return {s.name: s.to_batch(s.initial_rows(batch)) for s in spec.states}

@@ -1,0 +1,212 @@
+"""Fit the GRU: chunks with carried state, loss on labelled training events, early stop on the validation days."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from seqfraud.config import TrainingConfig
+from seqfraud.errors import ConfigError
+from seqfraud.graph import NEXT
+from seqfraud.metrics import average_precision
+from seqfraud.nn.model import SequenceModel
+from seqfraud.sequences import Chunk, Encoded, chunks, group_users
+from training.prepare import Prepared
+
+WARM_UP = 0.05
+"""Share of the steps over which the learning rate rises."""
+EVALUATION_USERS = 512
+FINAL_RATE = 0.02
+"""Share of the learning rate that is left at the end of the cosine."""
+
+
+@dataclass
+class Epoch:
+    """What is reported of one epoch."""
+
+    epoch: int
+    loss: float
+    validation_average_precision: float
+    events_per_second: float
+    seconds: float
+
+
+@dataclass
+class Fit:
+    """Outcome of a fit; the model holds the weights of the best epoch."""
+
+    best_epoch: int
+    history: list[Epoch] = field(default_factory=list)
+
+
+Progress = Callable[[int, float, int, Epoch | None], None]
+"""Called with (epoch, share of the epoch done, events seen in it, the epoch when it is complete)."""
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA where there is one. Raises ConfigError."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: {name!r} is not one of auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+class DeviceData:
+    """The encoded columns as tensors on the training device; on the CPU they share the arrays' memory."""
+
+    def __init__(self, encoded: Encoded, device: torch.device) -> None:
+        self.device = device
+        self.columns = {"event_time": torch.from_numpy(encoded.time).to(device)}
+        for name in ("numeric", "categorical", "context"):
+            column = getattr(encoded, name)
+            if column.shape[1]:
+                self.columns[name] = torch.from_numpy(column).to(device)
+
+    def inputs(self, chunk: Chunk) -> dict[str, Tensor]:
+        """Sequence inputs of a chunk without states."""
+        rows = torch.from_numpy(np.maximum(chunk.rows, 0)).to(self.device)
+        inputs = {name: column[rows] for name, column in self.columns.items()}
+        if "categorical" in inputs:
+            inputs["categorical"] = inputs["categorical"].long()
+        inputs["length"] = torch.from_numpy(chunk.length).to(self.device)
+        return inputs
+
+
+def carried(model: SequenceModel, outputs: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+    """The next chunk's states: those of its users, detached, in the declared types."""
+    states = {}
+    for spec in model.graph.states:
+        value = outputs[spec.name + NEXT].narrow(spec.batch_axis, 0, batch).detach()
+        states[spec.name] = value.float() if spec.dtype == "float32" else value
+    return states
+
+
+def walk(
+    model: SequenceModel,
+    data: DeviceData,
+    encoded: Encoded,
+    users: npt.NDArray[np.int64],
+    events: int,
+    wants_gradient: Callable[[Chunk], bool],
+    mixed: bool,
+) -> Iterator[tuple[Chunk, Tensor]]:
+    """The logits [B, T] of each chunk of a group of users, states carried from chunk to chunk."""
+    outputs: dict[str, Tensor] = {}
+    for chunk in chunks(encoded, users, events):
+        batch = len(chunk.length)
+        states = model.initial_states(batch, data.device) if chunk.first else carried(model, outputs, batch)
+        gradient = torch.is_grad_enabled() and wants_gradient(chunk)
+        with (
+            torch.set_grad_enabled(gradient),
+            torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=mixed),
+        ):
+            outputs = model({**data.inputs(chunk), **states})
+        yield chunk, outputs["logit"].float()
+
+
+def score_logits(
+    model: SequenceModel, data: DeviceData, encoded: Encoded, events: int
+) -> npt.NDArray[np.float32]:
+    """float32 [N] uncalibrated logits of every encoded row up to each user's end; NaN beyond it."""
+    out = np.full(len(encoded), np.nan, dtype=np.float32)
+    model.eval()
+    with torch.no_grad():
+        for users in group_users(encoded.lengths(), EVALUATION_USERS):
+            for chunk, logit in walk(model, data, encoded, users, events, lambda _: False, mixed=False):
+                real = chunk.rows >= 0
+                out[chunk.rows[real]] = logit.cpu().numpy()[real]
+    return out
+
+
+def positive_weight(setting: float | str, label: npt.NDArray[np.int8]) -> float:
+    """Weight of a fraud in the loss, from the labels that are fitted."""
+    if isinstance(setting, float):
+        return setting
+    ratio = float((label == 0).sum() / max((label == 1).sum(), 1))
+    return ratio if setting == "balanced" else math.sqrt(ratio)
+
+
+def learning_rate(done: float, peak: float) -> float:
+    """Linear warm-up, then a cosine to FINAL_RATE of the peak; `done` is the share of all steps."""
+    if done < WARM_UP:
+        return peak * max(done, 1e-3) / WARM_UP
+    cosine = 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+    return peak * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+
+
+def fit(
+    model: SequenceModel,
+    prepared: Prepared,
+    device: torch.device,
+    settings: TrainingConfig,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train in place and leave the weights of the best validation epoch in the model.
+
+    The loss is the binary cross-entropy of every train event; earlier events and other users' chunks without one only
+    carry state. The best epoch has the highest average precision on the validation rows.
+    """
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    encoded = prepared.encoded
+    trained = encoded.until(prepared.split.validation_start)
+    watched = encoded.until(prepared.split.train_end)
+    target = torch.from_numpy((prepared.label == 1).astype(np.float32)).to(device)
+    use = prepared.rows.train
+    data = DeviceData(encoded, device)
+    model.to(device)
+    mixed = settings.mixed_precision and device.type == "cuda"
+    weight = torch.tensor(positive_weight(settings.positive_weight, prepared.label[use]), device=device)
+    criterion = nn.BCEWithLogitsLoss(reduction="sum", pos_weight=weight)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    validation = prepared.rows.validation
+    outcome = Fit(best_epoch=0)
+    best = -1.0
+    best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for epoch in range(settings.epochs):
+        began, loss_sum, labelled, events = time.perf_counter(), 0.0, 0, 0
+        groups = group_users(trained.lengths(), settings.users_per_batch, rng)
+        model.train()
+        for g, users in enumerate(groups):
+            done = (epoch + g / len(groups)) / settings.epochs
+            for param in optimizer.param_groups:
+                param["lr"] = learning_rate(done, settings.learning_rate)
+            for chunk, logit in walk(
+                model, data, trained, users, settings.events_per_chunk, lambda c: bool(use[c.rows[c.rows >= 0]].any()), mixed
+            ):
+                events += int(chunk.length.sum())
+                if not logit.requires_grad:
+                    continue
+                fitted = (chunk.rows >= 0) & use[np.maximum(chunk.rows, 0)]
+                rows = torch.from_numpy(chunk.rows[fitted]).to(device)
+                loss = criterion(logit[torch.from_numpy(fitted).to(device)], target[rows])
+                # over the nominal size of a chunk: the few events of a late chunk are not worth a full step
+                (loss / (settings.users_per_batch * settings.events_per_chunk)).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                loss_sum += loss.item()
+                labelled += int(fitted.sum())
+            if progress:
+                progress(epoch, (g + 1) / len(groups), events, None)
+        seconds = time.perf_counter() - began
+        logits = score_logits(model, data, watched, settings.events_per_chunk)
+        figure = average_precision(prepared.label[validation], logits[validation].astype(np.float64))
+        report = Epoch(epoch + 1, loss_sum / max(labelled, 1), figure, events / seconds, seconds)
+        outcome.history.append(report)
+        if progress:
+            progress(epoch, 1.0, events, report)
+        if figure > best:
+            best, outcome.best_epoch = figure, epoch + 1
+            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+        elif epoch + 1 - outcome.best_epoch >= settings.patience:
+            break
+    model.load_state_dict(best_weights)
+    return outcome

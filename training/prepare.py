@@ -1,0 +1,170 @@
+"""Read, clean, order, split, fit vocabularies and scaling on training rows, encode: everything before the first step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqfraud.cleaning import clean
+from seqfraud.config import Config
+from seqfraud.context import NEVER, ContextSpec, context_spec
+from seqfraud.errors import DataError
+from seqfraud.graph import GraphSpec, gru_graph
+from seqfraud.nn.model import UNKNOWN, EventEncoder, ModelSpec
+from seqfraud.reading import Transactions, read_transactions
+from seqfraud.schema import Schema, schema_of
+from seqfraud.sequences import Encoded, encode
+from seqfraud.vocabulary import Vocabulary, fit_vocabulary
+from training.split import Rows, Split, rows_of, split_of
+
+FIT_ROWS = 500_000
+"""Rows at most from which scaling and bins are fitted; a random sample of the training rows beyond that."""
+NARROWEST_BIN = 1e-3
+"""Narrower bins would amplify the rounding of float32."""
+SENTINEL = -float(np.log1p(-UNKNOWN))
+"""Signed logarithm of UNKNOWN."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training needs. Masks and labels are over encoded rows (by user), not over arrivals."""
+
+    config: Config
+    schema: Schema
+    context: ContextSpec
+    vocabularies: tuple[Vocabulary, ...]
+    table: Transactions
+    split: Split
+    encoded: Encoded
+    rows: Rows
+    label: npt.NDArray[np.int8]
+    cleaning: dict[str, Any]
+
+def prepare(config: Config, data: Path, vocabularies: tuple[Vocabulary, ...] | None = None) -> Prepared:
+    """Read `data` by the configuration and encode it; with `vocabularies` nothing is fitted."""
+    schema = schema_of(config)
+    if config.data.label is None:
+        raise DataError("training needs labels: the configuration has no data.label")
+    table, problems = read_transactions(data, schema, config.data)
+    table, cleaning = clean(table, problems)
+    split = split_of(config, table)
+    rows = rows_of(split, table, config.data.label_delay)
+    spec = context_spec(config, schema)
+    if vocabularies is None:
+        fitted = table.take(rows.before_validation)
+        vocabularies = tuple(
+            fit_vocabulary(column, fitted.text(column), config.features.min_count) for column in schema.categorical
+        )
+    encoded = encode(table, vocabularies, spec)
+    by_user = Rows(**{name: mask[encoded.arrival] for name, mask in vars(rows).items()})
+    assert table.label is not None
+    return Prepared(
+        config, schema, spec, vocabularies, table, split, encoded, by_user, table.label[encoded.arrival], cleaning
+    )
+
+@dataclass(frozen=True)
+class Scaling:
+    """Fitted constants of the EventEncoder: means and deviations [V], bins [P], fill values [F]."""
+
+    mean: npt.NDArray[np.float32]
+    inverse_std: npt.NDArray[np.float32]
+    bin_value: npt.NDArray[np.int64]
+    bin_scale: npt.NDArray[np.float32]
+    bin_offset: npt.NDArray[np.float32]
+    fill: npt.NDArray[np.float32]
+
+    def apply(self, encoder: EventEncoder) -> None:
+        """Copy the constants into the module's buffers."""
+        for name, value in vars(self).items():
+            getattr(encoder, name).copy_(torch.from_numpy(value))
+
+def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
+    """Means, deviations and quantile bins of the training rows' values, and the model's shapes that follow from them."""
+    config, schema, encoded = prepared.config, prepared.schema, prepared.encoded
+    rows = np.flatnonzero(prepared.rows.before_validation)
+    if len(rows) > FIT_ROWS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, FIT_ROWS, replace=False))
+    places = len(schema.geo)
+    plain = len(schema.numeric_inputs) - 2 * places
+    numeric = encoded.numeric[rows]
+    # any number may be missing if one ever was; geo columns say it through the distance
+    missing = tuple(int(i) for i in np.flatnonzero(np.isnan(numeric[:, :plain]).any(axis=0)))
+    fill = np.zeros(numeric.shape[1], dtype=np.float32)
+    for i in range(plain):
+        present = numeric[~np.isnan(numeric[:, i]), i]
+        if len(present) == 0:
+            raise DataError(f"column {schema.numeric_inputs[i]!r} has no value in the training rows")
+        fill[i] = np.median(present)
+    sketch = ModelSpec(
+        numeric=numeric.shape[1],
+        places=places,
+        context=prepared.context.width,
+        vocabularies=tuple(len(v) for v in prepared.vocabularies),
+        missing=missing,
+        bins=0,
+        hidden=config.model.hidden,
+        layers=config.model.layers,
+        input_width=config.model.input_width,
+        head_width=config.model.head_width,
+        embedding=config.model.embedding,
+        dropout=config.training.dropout,
+    )
+    values = _values(sketch, fill, encoded, rows, places)
+    std = values.std(axis=0)
+    constant = std < 1e-6
+    bin_value, bin_scale, bin_offset = _bins(values, config.features.bins)
+    scaling = Scaling(
+        mean=values.mean(axis=0),
+        inverse_std=np.where(constant, 0.0, 1.0 / np.maximum(std, 1e-6)).astype(np.float32),
+        bin_value=bin_value,
+        bin_scale=bin_scale,
+        bin_offset=bin_offset,
+        fill=fill,
+    )
+    spec = ModelSpec(**{**sketch.as_dict(), "bins": len(bin_value)})
+    return scaling, spec, gru_graph(schema, prepared.context, config.model.layers, config.model.hidden)
+
+def _values(
+    spec: ModelSpec, fill: npt.NDArray[np.float32], encoded: Encoded, rows: npt.NDArray[np.int64], places: int
+) -> npt.NDArray[np.float32]:
+    """float32 [n, V]: the encoder's values of some rows, by the encoder itself."""
+    encoder = EventEncoder(spec)
+    encoder.fill.copy_(torch.from_numpy(fill))
+    first = np.zeros(len(encoded), dtype=bool)
+    first[encoded.begin] = True
+    before = np.maximum(rows - 1, 0)
+    previous_time = np.where(first[rows], NEVER, encoded.time[before])
+    with torch.no_grad():
+        return encoder.values(
+            torch.from_numpy(encoded.time[rows])[:, None],
+            torch.from_numpy(encoded.numeric[rows]) if spec.numeric else None,
+            torch.from_numpy(encoded.context[rows]) if spec.context else None,
+            torch.from_numpy(previous_time)[:, None],
+            torch.from_numpy(encoded.numeric[before][:, -2 * places :]) if places else None,
+        ).numpy()
+
+def _bins(
+    values: npt.NDArray[np.float32], bins: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Edges at quantiles, the highest at .99 and .999, and one bin between "unknown" and the least known value."""
+    levels = np.r_[np.linspace(0, 1, bins + 1)[:-1], 0.99, 0.999]
+    which, scale, offset = [], [], []
+    for v in range(values.shape[1]):
+        column = values[:, v]
+        known = column[column > SENTINEL + 1e-3] if (column < 0).any() and column.min() > SENTINEL - 1e-3 else column
+        edges = np.unique(np.quantile(known, levels)) if len(known) else np.zeros(0)
+        if len(known) < len(column):
+            edges = np.r_[SENTINEL, edges]
+        kept = edges[:1].tolist()
+        for edge in edges[1:].tolist():
+            if edge - kept[-1] >= NARROWEST_BIN:
+                kept.append(edge)
+        for low, high in zip(kept[:-1], kept[1:], strict=True):
+            which.append(v)
+            scale.append(1 / (high - low))
+            offset.append(-low / (high - low))
+    return np.array(which, dtype=np.int64), np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
+
+assert UNKNOWN == -1.0

@@ -1,0 +1,225 @@
+"""A run folder: train, calibrate, choose thresholds, evaluate, write; and read it again.
+
+    config.toml          the configuration as used, byte for byte
+    model.safetensors    the weights
+    model.json           shapes, schema, vocabularies, calibration, thresholds, fingerprint
+    reference.npz        rows of the training time from which export makes its parity checks (no identifiers)
+    metrics.json         figures on validation and test rows
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from seqfraud.config import Config, format_instant, load_config
+from seqfraud.errors import RunError
+from seqfraud.files import replaced_file
+from seqfraud.metrics import measure_quality
+from seqfraud.nn.checkpoint import Run, versions
+from seqfraud.nn.model import SequenceModel
+from seqfraud.policy import Thresholds, choose_thresholds, flag_many
+from training.calibrate import platt
+from training.loop import DeviceData, Progress, fit, pick_device, score_logits
+from training.prepare import Prepared, fit_scaling, prepare
+
+REFERENCE_ROWS = 2000
+DECILES = np.linspace(0, 1, 11)
+
+
+def train_run(
+    config_path: Path, data: Path | None, out: Path, device_name: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train by a configuration and write the run folder; returns the metrics."""
+    config = load_config(config_path)
+    device = pick_device(device_name)
+    prepared = prepare(config, data_path(config, config_path, data))
+    torch.manual_seed(config.training.seed)
+    scaling, spec, graph = fit_scaling(prepared)
+    model = SequenceModel(spec, graph)
+    scaling.apply(model.encoder)
+    outcome = fit(model, prepared, device, config.training, progress)
+    logits = all_logits(model, prepared, device)
+    validation = prepared.rows.validation
+    calibrate(model, config, logits[validation], prepared.label[validation])
+    probability = calibrated(model, logits)
+    thresholds = choose_thresholds(
+        prepared.label[validation],
+        probability[validation],
+        decline_precision=config.decision.decline_precision,
+        alert_share=config.decision.alert_share,
+    )
+    metrics = {
+        "model": "gru",
+        "chosen_on": "validation rows: epochs, calibration, thresholds",
+        "split": prepared.split.as_dict(),
+        "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
+        "device": device.type,
+        "best_epoch": outcome.best_epoch,
+        "epochs": [asdict(epoch) for epoch in outcome.history],
+        "thresholds": thresholds.as_dict(),
+        "cleaning": prepared.cleaning,
+        **qualities(prepared, probability, thresholds),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write_model(out, config_path, prepared, model, thresholds, probability)
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def data_path(config: Config, config_path: Path, data: Path | None) -> Path:
+    """--data, or data.path relative to the configuration's folder. Raises RunError."""
+    if data is not None:
+        return data
+    if not config.data.path:
+        raise RunError(f"{config_path}: data.path is missing and no --data is given")
+    return (config_path.parent / config.data.path).resolve()
+
+
+def all_logits(model: SequenceModel, prepared: Prepared, device: torch.device) -> npt.NDArray[np.float32]:
+    """Uncalibrated logits of all rows up to the end of the test, NaN later."""
+    until = prepared.encoded.until(max(prepared.split.test_end, prepared.split.train_end))
+    return score_logits(model, DeviceData(prepared.encoded, device), until, prepared.config.training.events_per_chunk)
+
+
+def calibrate(
+    model: SequenceModel, config: Config, logit: npt.NDArray[np.float32], label: npt.NDArray[np.int8]
+) -> None:
+    """Fit the module's calibration on validation rows."""
+    if config.calibration.method == "platt":
+        scale, shift = platt(logit.astype(np.float64), label)
+        model.scale.fill_(scale)
+        model.shift.fill_(shift)
+
+
+def calibrated(model: SequenceModel, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Probabilities of logits, by the module."""
+    with torch.no_grad():
+        return model.cpu().calibrated(torch.from_numpy(logits)).numpy().astype(np.float64)
+
+
+def qualities(
+    prepared: Prepared, probability: npt.NDArray[np.float64], thresholds: Thresholds
+) -> dict[str, dict[str, Any]]:
+    """Figures on validation and, where the data reach it, test rows."""
+    table, encoded = prepared.table, prepared.encoded
+    amount = table.amount()
+    out = {}
+    for name in ("validation", "test"):
+        mask = getattr(prepared.rows, name)
+        if not mask.any():
+            continue
+        arrival = encoded.arrival[mask]
+        label = prepared.label[mask]
+        quality = measure_quality(
+            label,
+            probability[mask],
+            user=table.user.codes[arrival],
+            time_ms=table.time[arrival],
+            amount=None if amount is None else np.nan_to_num(amount[arrival]),
+        )
+        flagged = flag_many(probability[mask], thresholds)
+        out[name] = {
+            **quality.as_dict(),
+            "flagged": int(flagged.sum()),
+            "precision": float((label[flagged] == 1).mean()) if flagged.any() else None,
+            "recall": float(flagged[label == 1].mean()) if (label == 1).any() else None,
+        }
+    return out
+
+
+def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """What the training rows looked like, for the manifest and for drift."""
+    rows, encoded = prepared.rows.before_validation, prepared.encoded
+    time = encoded.time[rows]
+    numeric = encoded.numeric[rows].astype(np.float64)
+    return {
+        "rows": int(rows.sum()),
+        "frauds": int((prepared.label[prepared.rows.train] == 1).sum()),
+        "users": int(len(np.unique(prepared.table.user.codes[encoded.arrival[rows]]))),
+        "first": format_instant(int(time.min())),
+        "last": format_instant(int(time.max())),
+        "numeric_deciles": {
+            column: np.nanquantile(numeric[:, i], DECILES).tolist()
+            for i, column in enumerate(prepared.schema.numeric_inputs)
+        },
+        "numeric_missing": {
+            column: float(np.isnan(numeric[:, i]).mean()) for i, column in enumerate(prepared.schema.numeric_inputs)
+        },
+        "unseen": {
+            v.column: float((encoded.categorical[prepared.rows.validation][:, c] == 1).mean())
+            for c, v in enumerate(prepared.vocabularies)
+        },
+        "probability_deciles": np.quantile(probability[prepared.rows.validation], DECILES).tolist(),
+    }
+
+
+def _write_model(
+    out: Path,
+    config_path: Path,
+    prepared: Prepared,
+    model: SequenceModel,
+    thresholds: Thresholds,
+    probability: npt.NDArray[np.float64],
+) -> None:
+    with replaced_file(out / "config.toml") as file:
+        file.write_bytes(config_path.read_bytes())
+    with replaced_file(out / "model.safetensors") as file:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(file))
+    write_json(
+        out / "model.json",
+        {
+            "kind": "gru",
+            "model": model.spec.as_dict(),
+            "schema": prepared.schema.as_dict(),
+            "vocabularies": [asdict(v) for v in prepared.vocabularies],
+            "calibration": {
+                "method": prepared.config.calibration.method,
+                "scale": float(model.scale),
+                "shift": float(model.shift),
+            },
+            "thresholds": thresholds.as_dict(),
+            "fingerprint": fingerprint(prepared, probability),
+            "versions": versions(),
+        },
+    )
+    with replaced_file(out / "reference.npz") as file, file.open("wb") as stream:
+        np.savez_compressed(stream, **reference_rows(prepared, probability))
+
+
+def reference_rows(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[Any]]:
+    """Rows of the training time, half of them those with the highest scores: columns of the graph, no identifiers."""
+    encoded = prepared.encoded
+    rows = np.flatnonzero(encoded.time < prepared.split.train_end)
+    by_score = rows[np.argsort(-probability[rows], kind="stable")]
+    half = min(REFERENCE_ROWS // 2, len(rows))
+    others = np.random.default_rng(0).choice(rows, half, replace=False)
+    chosen = np.unique(np.r_[by_score[:half], others])
+    return {
+        "event_time": encoded.time[chosen],
+        "numeric": encoded.numeric[chosen],
+        "categorical": encoded.categorical[chosen].astype(np.int64),
+        "context": encoded.context[chosen],
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON under a temporary name, then rename."""
+    with replaced_file(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def evaluate_run(run: Run, data: Path | None, device_name: str = "auto") -> dict[str, Any]:
+    """Figures of a run on its own or on other data; nothing is fitted."""
+    config_path = run.path / "config.toml"
+    prepared = prepare(run.config, data_path(run.config, config_path, data), run.vocabularies)
+    device = pick_device(device_name)
+    run.model.to(device)
+    probability = calibrated(run.model, all_logits(run.model, prepared, device))
+    return {"split": prepared.split.as_dict(), **qualities(prepared, probability, run.thresholds)}
