@@ -12,7 +12,7 @@ import numpy as np
 
 from export.graphs import export_graphs
 from export.reference import SPAN, reference_cases
-from seqfraud.bundle import REFERENCE, Bundle, Manifest, Parity, ServeDefaults, open_bundle, put_in_place, write_manifest
+from seqfraud.bundle import REFERENCE, Bundle, LabelSource, Manifest, Parity, ServeDefaults, open_bundle, put_in_place, write_manifest
 from seqfraud.context import context_spec
 from seqfraud.errors import BundleError, ParityError
 from seqfraud.nn.checkpoint import Run, versions
@@ -61,6 +61,7 @@ def manifest_of(run: Run) -> Manifest:
     return Manifest(
         kind="gru",
         schema=run.schema,
+        label=LabelSource(run.config.data.label, run.config.data.label_known_at),
         context=context_spec(run.config, run.schema),
         vocabularies=run.vocabularies,
         graph=run.graph,

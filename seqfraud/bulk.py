@@ -2,33 +2,41 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.bundle import Bundle
+from seqfraud.bundle import Bundle, LabelSource
 from seqfraud.cleaning import clean
-from seqfraud.config import DataConfig
-from seqfraud.reading import Transactions, read_transactions
+from seqfraud.config import DataConfig, Duration
+from seqfraud.reading import Transactions, column_names, read_transactions
 from seqfraud.runtime import SequenceGraph, initial_states, next_states
+from seqfraud.schema import Schema
 from seqfraud.sequences import Encoded, chunks, encode, group_users
 
 USERS = 256
 EVENTS = 64
 
 
-def read_for(bundle: Bundle, data: Path, label: str | None, label_known_at: str | None) -> Transactions:
-    """Transactions of a file in arrival order, by the bundle's schema, with labels where a column is named."""
-    schema = bundle.manifest.schema
+def read_for(schema: Schema, label: LabelSource, label_delay: int, data: Path) -> Transactions:
+    """Transactions of a file in arrival order; with labels where the file has the label columns."""
+    present = set(column_names(data))
     columns = DataConfig(
         user=schema.user,
         time=schema.time,
-        label=label,
-        label_known_at=label_known_at,
-        label_delay=type(DataConfig.label_delay)(bundle.manifest.context.label_delay),
+        label=label.column if label.column in present else None,
+        label_known_at=label.known_at if label.known_at in present else None,
+        label_delay=Duration(label_delay),
     )
     table, problems = read_transactions(data, schema, columns)
     return clean(table, problems)[0]
+
+
+def read_for_bundle(bundle: Bundle, data: Path) -> Transactions:
+    """Transactions of a file as the bundle's training read them."""
+    manifest = bundle.manifest
+    return read_for(manifest.schema, manifest.label, manifest.context.label_delay, data)
 
 
 def score_encoded(
@@ -37,7 +45,7 @@ def score_encoded(
     """float32 [N]: the probability of every encoded row."""
     out = np.full(len(encoded), np.nan, dtype=np.float32)
     for users in group_users(encoded.lengths(), USERS):
-        outputs = {}
+        outputs: dict[str, npt.NDArray[Any]] = {}
         for chunk in chunks(encoded, users, EVENTS):
             batch = len(chunk.length)
             states = initial_states(graph.spec, batch) if chunk.first else next_states(graph.spec, outputs, batch)

@@ -28,6 +28,14 @@ FILES = (SEQUENCE, STEP, REFERENCE)
 
 
 @dataclass(frozen=True)
+class LabelSource:
+    """Which columns of a data file hold the label and when it became known; the service never sees them."""
+
+    column: str | None
+    known_at: str | None
+
+
+@dataclass(frozen=True)
 class ServeDefaults:
     """What the configuration says about serving."""
 
@@ -50,6 +58,7 @@ class Manifest:
 
     kind: str
     schema: Schema
+    label: LabelSource
     context: ContextSpec
     vocabularies: tuple[Vocabulary, ...]
     graph: GraphSpec
@@ -70,6 +79,7 @@ class Manifest:
             "format": FORMAT,
             "kind": self.kind,
             "schema": self.schema.as_dict(),
+            "label": asdict(self.label),
             "context": asdict(self.context),
             "vocabularies": [asdict(v) for v in self.vocabularies],
             "graph": graph.as_dict(),
@@ -106,6 +116,7 @@ class Manifest:
             return Manifest(
                 kind=str(raw["kind"]),
                 schema=Schema.from_dict(raw["schema"]),
+                label=LabelSource(raw["label"]["column"], raw["label"]["known_at"]),
                 context=ContextSpec(
                     tuple(context["columns"]), tuple(map(int, context["half_lives"])), int(context["label_delay"])
                 ),

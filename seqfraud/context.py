@@ -171,6 +171,43 @@ class ContextTable:
             effects.append(2 * time + fraud)
             self.run[row] = last_run(np.array(effects, dtype=np.int64))
 
+    def save_rows(self, rows: Int64) -> "SavedRows":
+        """A copy of some entities, to take back what comes next."""
+        return SavedRows(
+            rows, self.newest[rows], self.sums[rows], self.run[rows], [self.effects[r][:] for r in rows.tolist()]
+        )
+
+    def restore_rows(self, saved: "SavedRows") -> None:
+        """Entities as they were when saved."""
+        self.newest[saved.rows], self.sums[saved.rows] = saved.newest, saved.sums
+        self.run[saved.rows] = saved.run
+        for row, effects in zip(saved.rows.tolist(), saved.effects, strict=True):
+            self.effects[row] = effects
+
+    def dump(self) -> dict[str, Any]:
+        """Arrays of every entity for a snapshot; the entities' names are the keys of `rows` in row order."""
+        used = len(self.effects)
+        lengths = np.array([len(e) for e in self.effects], dtype=np.int64)
+        joined = np.concatenate([np.array(e, dtype=np.int64) for e in self.effects])
+        return {
+            "newest": self.newest[:used].copy(),
+            "sums": self.sums[:used].copy(),
+            "run": self.run[:used].copy(),
+            "effect_lengths": lengths,
+            "effects": joined,
+        }
+
+    def restore(self, names: Sequence[tuple[int, str]], arrays: dict[str, Any]) -> None:
+        """The inverse of `dump`."""
+        used = len(names) + 1
+        while len(self.newest) < used:
+            self._grow()
+        self.rows = {(column, value): row for row, (column, value) in enumerate(names, start=1)}
+        self.newest[:used], self.sums[:used], self.run[:used] = arrays["newest"], arrays["sums"], arrays["run"]
+        ends = np.cumsum(arrays["effect_lengths"])
+        parts = np.split(arrays["effects"], ends[:-1])
+        self.effects = [array("q", part.tobytes()) for part in parts]
+
     def _shift_known(self, rows: Int64, time: int, kind: int, by: float) -> None:
         rows = rows[rows != NO_ENTITY]
         self.sums[rows, kind] += by * np.exp2((self.newest[rows] - time)[:, None] * self._rate)
@@ -182,6 +219,17 @@ class ContextTable:
             self.run[row] = run
         elif time > self.run[row, LAST_HONEST]:
             self.run[row, LAST_HONEST] = time
+
+
+@dataclass(frozen=True)
+class SavedRows:
+    """Some entities of a ContextTable at one moment."""
+
+    rows: Int64
+    newest: Int64
+    sums: Float64
+    run: Int64
+    effects: "list[array[int]]"
 
 
 def run_numbers(run: Int64, now: Int64) -> Float64:

@@ -279,20 +279,36 @@ def _open_csv(path: Path, files: list[Path], wanted: tuple[str, ...], numbers: s
     )
     tables = []
     for file in files:
-        try:
-            with pa.csv.open_csv(file) as reader:
-                names = reader.schema.names
-        except pa.ArrowInvalid as error:
-            if file.stat().st_size == 0 or "Empty CSV" in str(error):
-                raise DataError(f"{file}: the file is empty; expected a header and at least one row") from error
-            raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
-        _require(file, wanted, names)
+        _require(file, wanted, _csv_names(file))
         try:
             tables.append(pa.csv.read_csv(file, convert_options=convert))
         except pa.ArrowInvalid as error:
             raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
     table = pa.concat_tables(tables)
     return lambda name: table.column(name)
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of the first file. Raises DataError."""
+    file = data_files(path)[0]
+    try:
+        if file.suffix.lower() in (".csv", ".gz"):
+            return _csv_names(file)
+        names: list[str] = pa.parquet.read_schema(file).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
+    return names
+
+
+def _csv_names(file: Path) -> list[str]:
+    try:
+        with pa.csv.open_csv(file) as reader:
+            names: list[str] = reader.schema.names
+    except pa.ArrowInvalid as error:
+        if file.stat().st_size == 0 or "Empty CSV" in str(error):
+            raise DataError(f"{file}: the file is empty; expected a header and at least one row") from error
+        raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
+    return names
 
 
 def data_files(path: Path) -> list[Path]:

@@ -34,7 +34,9 @@ def _name(model: Path | bytes) -> str:
     return model.name if isinstance(model, Path) else "the graph"
 
 
-def check_signature(session: ort.InferenceSession, name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+def check_signature(
+    session: ort.InferenceSession, name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]
+) -> None:
     """Names, types and axes of a graph against its specification. Raises BundleError."""
     for side, specs, nodes in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
         seen = {node.name: node for node in nodes}
@@ -51,7 +53,9 @@ def check_signature(session: ort.InferenceSession, name: str, inputs: list[Tenso
                 for axis, size in zip(spec.axes, shape, strict=False)
             )
             frozen = [
-                axis for axis, size in zip(spec.axes, shape, strict=False) if isinstance(axis, str) and isinstance(size, int)
+                axis
+                for axis, size in zip(spec.axes, shape, strict=False)
+                if isinstance(axis, str) and isinstance(size, int)
             ]
             if side == "input" and frozen:
                 raise BundleError(f"{name}: the axis {frozen[0]} of input {spec.name} is frozen at {shape}")

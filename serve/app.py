@@ -1,12 +1,14 @@
 """The HTTP edge: a plain WSGI callable over a scoring service.
 
-`create_app` takes its dependency, reads no environment and starts nothing. Hug routes; a handler reads the body, calls
-the service and returns the answer's bytes. What a client did wrong, an unknown address, a wrong method and a crash all
-answer in one shape: `{"error": {"code": ..., "message": ..., "field": ...}}`.
+`create_app` takes its dependency, reads no environment and starts nothing. Hug routes; a handler
+reads the body, calls the service and returns the answer's bytes. What a client did wrong, an
+unknown address, a wrong method and a crash all answer in one shape:
+`{"error": {"code": ..., "message": ..., "field": ...}}`.
 
-Identifiers in a path (`/v1/transactions/{id}`, `/v1/users/{user}`) are percent-encoded UTF-8 and may hold spaces, `%`
-and slashes; a trailing slash belongs to them. WSGI hands out the decoded path only, hence the limits: an encoded slash
-and a plain one are the same, and an identifier that is empty or ends with one of `_ID_SUFFIXES` has no address.
+Identifiers in a path (`/v1/transactions/{id}`, `/v1/users/{user}`) are percent-encoded UTF-8 and
+may hold spaces, `%` and slashes; a trailing slash belongs to them. WSGI hands out the decoded path
+only, hence the limits: an encoded slash and a plain one are the same, and an identifier that is
+empty or ends with one of `_ID_SUFFIXES` has no address.
 """
 
 import json
@@ -17,13 +19,14 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
-import falcon  # type: ignore[import-untyped]
+import falcon
 
 from seqfraud.errors import RequestError
 from serve.hug_compat import hug
 
-__all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
+__all__ = ["DEFAULT_MAX_BODY_BYTES", "SCORE_PATH", "ServiceLike", "create_app", "declared_length"]
 
+SCORE_PATH = "/v1/score"
 DEFAULT_MAX_BODY_BYTES = 4 * 1024 * 1024
 
 _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
@@ -38,7 +41,7 @@ _Handler = TypeVar("_Handler", bound=Callable[..., bytes])
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
-    Every method raises `RequestError` for what it refuses; anything else it raises becomes a 500 and is a bug.
+    Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
 
     def score(self, body: bytes) -> bytes:
@@ -64,12 +67,14 @@ class ServiceLike(Protocol):
 
 
 def create_app(
-    service: ServiceLike, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    service: ServiceLike,
+    *,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
 ) -> WSGIApplication:
-    """The WSGI application over `service`. Apps made in one process share nothing but their service."""
-    api = hug.API(None, name="seqfraud")  # None: no module of that name, so no routes to share
+    """The WSGI application over `service`. Two apps in one process share no routes."""
+    api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
 
-    @_route(api, "POST", "/v1/score")
+    @_route(api, "POST", SCORE_PATH)
     def score(request: Any) -> bytes:
         return service.score(_read_body(request.env, max_body_bytes))
 
@@ -109,8 +114,9 @@ def create_app(
 class _RawHTTP(hug.interface.HTTP):  # type: ignore[misc]
     """Hug's interface without its parsing: the raw request in, the answer's bytes out.
 
-    Measured per request around a constant handler: Hug's default body 15.7 us, `parse_body=False` with an output
-    function 8.5, this 3.7. It also keeps Hug from turning a body's keys or the query into arguments.
+    Measured per request around a constant handler: Hug's default body 15.7 us, `parse_body=False`
+    with an output function 8.5, this 3.7. It also keeps Hug from turning a body's keys or the query
+    into arguments.
     """
 
     def __init__(self, route: Any, function: Callable[..., bytes], catch_exceptions: bool) -> None:
@@ -125,20 +131,24 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
     """Hug's router, making `_RawHTTP` interfaces."""
 
     def _create_interface(
-        self, api: Any, api_function: Callable[..., bytes], catch_exceptions: bool = True
+        self,
+        api: Any,
+        api_function: Callable[..., bytes],
+        catch_exceptions: bool = True,
     ) -> tuple[_RawHTTP, Callable[..., bytes]]:
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 
 def _route(api: Any, method: str, url: str) -> Callable[[_Handler], _Handler]:
-    router: Callable[[_Handler], _Handler] = _RawRouter(url, accept=method, api=api)
+    accept = ("GET", "HEAD") if method == "GET" else method
+    router: Callable[[_Handler], _Handler] = _RawRouter(url, accept=accept, api=api)
     return router
 
 
 def _finish(api: Any) -> WSGIApplication:
     """The routes of `api` as one WSGI callable, with our errors instead of Hug's."""
-    # Hug compares the set it gathered here to the tuple (None,), never finds them equal, and so would answer at
-    # /v{anything}/v1/score too.
+    # Hug compares the set it gathered here to the tuple (None,), never finds them equal, and so
+    # would answer at /v{anything}/v1/score too.
     api.http.versions = (None,)
     routed = api.http.server(None)  # None: an unknown address is a 404, not the documentation
     # Falcon asks the handlers in reverse order of registration.
@@ -158,15 +168,14 @@ def _finish(api: Any) -> WSGIApplication:
 def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
     """The whole body, or a refusal: longer than `limit` bytes, or cut off by the client.
 
-    A chunked body has no length: it is read where the server says that it ends the stream itself (granian does).
-    One cut off in the middle looks complete; it is then no JSON array or object, which is all the service takes.
+    A chunked body has no length: it is read where the server says that it ends the stream itself
+    (granian does). One cut off in the middle looks complete; it is then no JSON array or object,
+    which is all the service takes.
     """
     stream: InputStream = environ["wsgi.input"]
-    length = _content_length(environ)
+    length = declared_length(environ)
     if length is None:
-        if not environ.get("wsgi.input_terminated"):
-            return b""
-        body = stream.read(limit + 1)
+        body = stream.read(limit + 1) if environ.get("wsgi.input_terminated") else b""
         if len(body) > limit:
             raise _too_large(limit)
         return body
@@ -174,30 +183,26 @@ def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
         raise _too_large(limit)
     body = stream.read(length)
     if len(body) != length:
-        raise RequestError(
-            400, "incomplete_body", f"expected {length} bytes of body, received {len(body)}"
-        )
+        message = f"expected {length} bytes of body, received {len(body)}"
+        raise RequestError(400, "incomplete_body", message)
     return body
 
 
-def _content_length(environ: WSGIEnvironment) -> int | None:
-    """Content-Length, or None where there is none to rely on."""
-    text = environ.get("CONTENT_LENGTH")
-    if not text or "HTTP_TRANSFER_ENCODING" in environ:
+def declared_length(environ: WSGIEnvironment) -> int | None:
+    """The body's length where the request says it reliably: a number, and no other framing."""
+    text = environ.get("CONTENT_LENGTH", "")
+    if "HTTP_TRANSFER_ENCODING" in environ or not (text.isascii() and text.isdigit()):
         return None
-    if not (text.isascii() and text.isdigit()):
-        raise RequestError(400, "bad_content_length", "Content-Length is not a number of bytes")
     return int(text)
 
 
 def _too_large(limit: int) -> RequestError:
-    return RequestError(
-        413, "payload_too_large", f"the body is larger than {limit} bytes; send smaller batches"
-    )
+    message = f"the body is larger than {limit} bytes; send smaller batches"
+    return RequestError(413, "payload_too_large", message)
 
 
 def _quote_identifier(path: str) -> str:
-    """`path` with its identifier quoted again, so that it routes as one segment and is decoded strictly."""
+    """`path` with its identifier quoted again: it routes as one segment and is decoded strictly."""
     match = _ID_PATH.fullmatch(path)
     if match is None:
         return path
@@ -209,9 +214,8 @@ def _identifier(quoted: str) -> str:
     try:
         return unquote_to_bytes(quoted).decode()
     except UnicodeDecodeError:
-        raise RequestError(
-            400, "bad_path", "the identifier in the path is not percent-encoded UTF-8"
-        ) from None
+        message = "the identifier in the path is not percent-encoded UTF-8"
+        raise RequestError(400, "bad_path", message) from None
 
 
 def _answer_refusal(request: Any, response: Any, error: RequestError, params: object) -> None:

@@ -1,15 +1,16 @@
 """The one place that imports Hug, which was frozen in 2020.
 
-Everything else writes `from serve.hug_compat import hug`. Three things stand between Hug 2.6.1 and a current
-installation, and all three are dealt with here:
+Everything else writes `from serve.hug_compat import hug`. Three things stand between Hug 2.6.1 and
+a current installation, and all three are dealt with here:
 
-- `hug.output_format` asks for `numpy.unicode_`, which NumPy 2 removed: it is there while Hug is imported, and
-  only then, so that nothing else takes this NumPy for an old one.
-- Hug and its Falcon 2 warn about their own age (`cgi`, invalid escapes): those warnings, and no others, are dropped.
-- Python 3.12 needs setuptools for `distutils`, 3.13 also `legacy-cgi`; this project pins Python 3.11.
+- `hug.output_format` asks for `numpy.unicode_`, which NumPy 2 removed: it is there while Hug is
+  imported, and only then, so that nothing else takes this NumPy for an old one.
+- Hug and its Falcon 2 warn about their own age (`cgi`, invalid escapes): those warnings, and no
+  others, are dropped.
+- Python 3.12 needs setuptools for `distutils`, 3.13 also `legacy-cgi`; this project pins 3.11.
 
-Hug also changes the process that imports it: with uvloop installed it sets uvloop's event loop policy, with ujson
-installed it uses that for its own JSON (ours never goes through it).
+Hug also changes the process that imports it: with uvloop installed it sets uvloop's event loop
+policy; with ujson installed it uses that for its own JSON (ours never goes through it).
 """
 
 import importlib
@@ -22,7 +23,7 @@ import numpy
 
 __all__ = ["hug"]
 
-# A warning at compile time carries the path of the file without `.py` where others carry the module's name.
+# A warning at compile time carries the file's path without `.py` where others carry the module.
 _OWN_CODE = r"(.*/)?(hug|falcon)([./]|\Z)"
 
 

@@ -1,4 +1,4 @@
-"""Read, clean, order, split, fit vocabularies and scaling on training rows, encode: everything before the first step."""
+"""Read, clean, order, split, fit vocabularies and scaling on training rows, encode: all before the first step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class Scaling:
             getattr(encoder, name).copy_(torch.from_numpy(value))
 
 def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
-    """Means, deviations and quantile bins of the training rows' values, and the model's shapes that follow from them."""
+    """Means, deviations and quantile bins of the training rows' values, and the shapes that follow from them."""
     config, schema, encoded = prepared.config, prepared.schema, prepared.encoded
     rows = np.flatnonzero(prepared.rows.before_validation)
     if len(rows) > FIT_ROWS:

@@ -1,8 +1,8 @@
 """The module that is trained, evaluated and exported: raw columns and state in, logits, probability and state out.
 
-Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units, G places,
-V values after the logarithm, P piecewise-linear units, D inputs of the first linear layer, W its outputs for the GRU,
-M its outputs for the head.
+Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units,
+G places, V values after the logarithm, P piecewise-linear units, D inputs of the first linear layer, W its outputs for
+the GRU, M its outputs for the head.
 """
 
 import math
@@ -96,6 +96,7 @@ class EventEncoder(nn.Module):
     bin_offset: Tensor
     fill: Tensor
     frequency: Tensor
+    missing_columns: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -162,7 +163,7 @@ class EventEncoder(nn.Module):
         """Flags [..., len(missing)] of the numbers that may be missing; an empty list where none may."""
         if numeric is None or not self.spec.missing:
             return []
-        return [torch.isnan(numeric[..., self.missing_columns]).to(torch.float32)]  # type: ignore[index]
+        return [torch.isnan(numeric[..., self.missing_columns]).to(torch.float32)]
 
 
 class SequenceModel(nn.Module):
@@ -264,7 +265,7 @@ class SequenceModel(nn.Module):
         Returns:
             logit [B, T] and h after the event at `length`, [L, B, H].
         """
-        z, direct = first.split([self.spec.input_width, self.spec.head_width], dim=-1)
+        z, direct = torch.split(first, [self.spec.input_width, self.spec.head_width], dim=-1)
         z = torch.relu(z)
         x = self.dropout(z).transpose(0, 1)
         index = length[None, :, None].expand(1, -1, self.spec.hidden)
@@ -314,9 +315,10 @@ class StepModel(nn.Module):
             self.register_buffer("bias", bias.float())
             tables, at = [], spec.dense_width
             for table in model.embeddings:
-                width = table.weight.shape[1]
-                tables.append(table.weight.double() @ weight[:, at : at + width].T)
-                at += width
+                assert isinstance(table, nn.Embedding)
+                end = at + table.embedding_dim
+                tables.append(table.weight.double() @ weight[:, at:end].T)
+                at = end
             offsets = [sum(spec.vocabularies[:c]) for c in range(len(spec.vocabularies))]
             self.register_buffer("tables", torch.cat(tables).float() if tables else torch.zeros(0))
             self.register_buffer("table_offset", torch.tensor(offsets, dtype=torch.int64))
@@ -337,7 +339,7 @@ class StepModel(nn.Module):
         first = torch.addmm(self.bias, dense, self.dense_weight)
         if spec.vocabularies:
             first = first + self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)
-        z, direct = first.split([spec.input_width, spec.head_width], dim=-1)
+        z, direct = torch.split(first, [spec.input_width, spec.head_width], dim=-1)
         z = torch.relu(z)
         x = z[None]
         states = []

@@ -1,0 +1,38 @@
+"""`seqfraud export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.bundle import export_run, spans
+from seqfraud.console import print_json
+from seqfraud.nn.checkpoint import load_run
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder written by `seqfraud train`.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Export a run to ONNX, verify it from disk in a fresh process, write the bundle or refuse.
+
+    Example: seqfraud export runs/demo --out bundles/demo
+    """
+    bundle = export_run(load_run(run), out)
+    measured = bundle.manifest.parity.measured
+    visited = measured["probabilities visited"]
+    checks = {name: figures for name, figures in measured.items() if name != "probabilities visited"}
+    worst = {
+        what: max((figures[what] for figures in checks.values() if what in figures), default=0.0)
+        for what in ("probability", "logit", "state")
+    }
+    if json:
+        print_json({"model": bundle.id, "out": str(out), "largest_differences": worst, "visited": visited})
+        return
+    print(
+        f"bundle {bundle.id}: {out}\n{len(checks)} parity checks, largest difference of a probability "
+        f"{worst['probability']:.1e}, of a logit {worst['logit']:.1e}"
+    )
+    if not spans(dict(visited)):
+        print(f"note: the checks visited probabilities from {visited['lowest']:.2g} to {visited['highest']:.2g} only")

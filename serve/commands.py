@@ -1,0 +1,143 @@
+"""`seqfraud load`, `seqfraud serve` and `seqfraud replay`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from seqfraud.bundle import open_bundle
+from seqfraud.config import parse_instant
+from seqfraud.console import bar, print_json
+from seqfraud.errors import ConfigError
+
+BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
+StateOption = Annotated[Path, typer.Option(help="The service's state folder; made if it is not there.")]
+DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TimeOption = Annotated[str | None, typer.Option(help="ISO 8601 time.", metavar="TIME")]
+
+
+def load(
+    data: DataArgument,
+    bundle: BundleOption,
+    state: StateOption,
+    until: TimeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Backfill a service's state with history and its labels, by the code path of live traffic.
+
+    Example: seqfraud load history.parquet --bundle bundle --state state --until 2018-08-08
+    """
+    from seqfraud.bulk import read_for_bundle  # noqa: PLC0415
+    from serve.load import load as load_table  # noqa: PLC0415
+    from serve.service import Service  # noqa: PLC0415
+
+    opened = open_bundle(bundle)
+    table = read_for_bundle(opened, data)
+    end = instant("--until", until)
+    rows = len(table) if end is None else int((table.time < end).sum())
+    with Service(opened, state) as service, bar("loading", rows) as progress:
+        done = load_table(service, table, end, progress.advance)
+    if json:
+        print_json({**vars(done), "model": opened.id})
+    else:
+        print(f"{done.transactions:,} transactions ({done.duplicates:,} known before), {done.labels:,} labels: {state}")
+
+
+def serve(
+    bundle: BundleOption,
+    state: StateOption,
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.", min=0, max=65535)] = 8000,
+    access_log: Annotated[bool, typer.Option(help="One line per request.")] = False,
+) -> None:
+    """The scoring service: POST /v1/score, and the rest of the HTTP interface.
+
+    Example: seqfraud serve --bundle bundle --state state --port 8000
+    """
+    from serve.server import ServerSettings, serve_forever  # noqa: PLC0415
+    from serve.service import Service  # noqa: PLC0415
+
+    opened = open_bundle(bundle)
+    settings = ServerSettings(host=host, port=port, log_access=access_log)
+    code = serve_forever(lambda: Service(opened, state), settings)
+    if code:
+        raise typer.Exit(code)
+
+
+def replay(
+    data: DataArgument,
+    url: Annotated[str, typer.Option(help="Address of a running service.")],
+    rate: Annotated[float | None, typer.Option(help="Transactions per second at most.", min=1e-6)] = None,
+    since: TimeOption = None,
+    until: TimeOption = None,
+    limit: Annotated[int | None, typer.Option(help="Transactions at most.", min=1)] = None,
+    against: Annotated[Path | None, typer.Option(help="Scores written by `seqfraud score` to compare with.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a probability that passes.")] = 1e-5,
+    json: JsonOption = False,
+) -> None:
+    """Stream a file through a running service in arrival order, labels interleaved when they become known.
+
+    Example: seqfraud replay transactions.parquet --url http://127.0.0.1:8000 --since 2018-08-08 --against scores.parquet
+    """
+    from seqfraud.bulk import read_for  # noqa: PLC0415
+    from seqfraud.bundle import LabelSource  # noqa: PLC0415
+    from seqfraud.schema import Schema  # noqa: PLC0415
+    from serve.replay import Client  # noqa: PLC0415
+    from serve.replay import replay as replay_table  # noqa: PLC0415
+
+    client = Client(url)
+    model = client.call("GET", "/v1/model")[1]
+    label, delay = LabelSource(**model["label"]), int(model["context"]["label_delay"])
+    table = read_for(Schema.from_dict(model["schema"]), label, delay, data)
+    begin, end = instant("--since", since), instant("--until", until)
+    rows = int(((table.time >= (begin or table.time[0])) & (table.time < (end or table.time[-1] + 1))).sum())
+    with bar("replaying", min(rows, limit or rows)) as progress:
+        done = replay_table(
+            client, table, delay, since=begin, until=end, limit=limit, rate=rate, progress=progress.advance
+        )
+    summary = {
+        "model": model["model"],
+        "transactions": len(done.seconds),
+        "labels": done.labels,
+        "duplicates": done.duplicates,
+        "decisions": done.decisions,
+        "milliseconds": {
+            f"p{q:g}": float(np.percentile(done.seconds, q)) * 1000 for q in (50, 99, 99.9) if done.seconds
+        },
+    }
+    failed = False
+    if against is not None:
+        largest, compared = done.largest_difference(scores_of(against))
+        summary |= {"compared": compared, "largest_difference": largest}
+        failed = compared == 0 or not largest <= tolerance
+    if json:
+        print_json(summary)
+    else:
+        for name, value in summary.items():
+            print(f"{name:20} {value}")
+    if failed:
+        print(f"error: the probabilities differ from {against} by more than {tolerance:g}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def scores_of(path: Path) -> dict[str, float]:
+    """Probabilities by transaction id of a file written by `seqfraud score`."""
+    import pyarrow.parquet as parquet  # noqa: PLC0415
+
+    if not path.is_file():
+        raise ConfigError(f"--against: {path}: no such file")
+    table = parquet.read_table(path, columns=["transaction_id", "fraud_probability"])
+    return dict(zip(table["transaction_id"].to_pylist(), table["fraud_probability"].to_pylist(), strict=True))
+
+
+def instant(option: str, text: str | None) -> int | None:
+    """Milliseconds of an ISO time given to an option. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return parse_instant(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None

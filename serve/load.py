@@ -1,0 +1,63 @@
+"""Backfill a service's state with history and its labels, by the code path of live traffic."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from seqfraud.errors import RequestError
+from seqfraud.reading import Transactions
+from serve.arrivals import arrivals
+from serve.decoding import SaidLabel
+from serve.service import Service
+
+GROUP = 1000
+"""Records that become durable together."""
+SOURCE = "load"
+
+
+@dataclass
+class Loaded:
+    """What a backfill did."""
+
+    transactions: int = 0
+    duplicates: int = 0
+    labels: int = 0
+
+
+def load(
+    service: Service,
+    table: Transactions,
+    until: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Loaded:
+    """Post every transaction before `until` (ms) and the labels known by then, in arrival order; then a snapshot.
+
+    A load that was interrupted can be run again: what is there already counts as duplicates.
+
+    Raises:
+        RequestError: the service refuses a transaction; the message says which.
+    """
+    done = Loaded()
+    journal = service.journal
+    journal.begin()
+    try:
+        for arrival in arrivals(table, service.bundle.manifest.context.label_delay, None, until):
+            if arrival.labels:
+                said = [SaidLabel(d.transaction_id, d.is_fraud, d.known_at, SOURCE) for d in arrival.labels]
+                done.labels += service.hear_labels(said)["new"]
+            if arrival.row is not None:
+                try:
+                    answer = service.score_one(service.decode(arrival.transaction))
+                except RequestError as error:
+                    where = f"row {int(table.file_row[arrival.row]) + 1}"
+                    raise RequestError(error.status, error.code, f"{where}: {error.message}", error.field) from error
+                done.duplicates += answer.duplicate
+                done.transactions += 1
+                if done.transactions % GROUP == 0:
+                    journal.commit()
+                    journal.begin()
+                    if progress:
+                        progress(GROUP)
+    finally:
+        journal.commit()
+    service.snapshot()
+    return done

@@ -1,0 +1,449 @@
+"""The scoring service: decode -> look up -> context -> graph -> journal -> commit to memory.
+
+The journal is the truth and memory its fold: a transaction changes memory only after its record is stored, and
+`Service.open` rebuilds memory from the newest snapshot and the records after it by the same code that scores live.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import time as clock_time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from seqfraud.bundle import Bundle
+from seqfraud.context import ContextTable
+from seqfraud.errors import RequestError, RunError
+from seqfraud.policy import decide
+from seqfraud.runtime import SequenceGraph, StepGraph
+from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
+from serve.journal import Journal, LabelRecord, TransactionRecord
+from serve.labels import LabelBook
+from serve.snapshot import read_newest, write_snapshot
+from serve.users import UserTable
+
+_log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+
+class Answer(msgspec.Struct):
+    """The answer to one transaction, as HTTP gives it."""
+
+    transaction_id: str
+    fraud_probability: float
+    is_fraud: bool
+    decision: str
+    reasons: list[str]
+    model: str
+    history: int
+    late: bool
+    duplicate: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Scored:
+    """What the graph said of a transaction and what it takes to commit it."""
+
+    probability: float
+    history: int
+    late: bool
+    commit: Callable[[], None]
+
+
+def system_clock() -> int:
+    """Milliseconds since the epoch."""
+    return clock_time.time_ns() // 1_000_000
+
+
+class Service:
+    """One bundle over one state folder. Thread-safe: one lock around everything that reads or changes state."""
+
+    def __init__(self, bundle: Bundle, state: Path, clock: Callable[[], int] = system_clock) -> None:
+        """Open the state folder and rebuild memory. Raises RunError where another process has it."""
+        self.bundle = bundle
+        self._clock = clock
+        manifest = bundle.manifest
+        self._thresholds = manifest.thresholds
+        self._max_batch = manifest.serve.max_batch
+        self._spec = manifest.graph
+        self._decoder = TransactionDecoder(manifest)
+        self._step = StepGraph(bundle.step, manifest.graph)
+        self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
+        self._lock = threading.RLock()
+        self._state = state
+        state.mkdir(parents=True, exist_ok=True)
+        self._folder_lock = _lock_folder(state)
+        self._journal = Journal(state / "journal.sqlite")
+        _check_schema(self._journal, self._decoder_schema(), state)
+        self._encode = msgspec.json.Encoder().encode
+        self._ready = False
+        self._rebuild()
+
+    def _decoder_schema(self) -> str:
+        return ",".join(self.bundle.manifest.schema.fields)
+
+    # ---- start and stop
+
+    def _rebuild(self) -> None:
+        """Memory from the newest snapshot of this bundle and the records after it."""
+        manifest = self.bundle.manifest
+        self._context = ContextTable(manifest.context)
+        self._users = UserTable(manifest.graph, manifest.serve.window)
+        self._labels = LabelBook(self._context, self._find)
+        self._early: dict[str, list[LabelRecord]] = {}
+        found = read_newest(self._state, self.bundle.id, self._journal.last_seq)
+        since = 0
+        if found is not None:
+            since = found.seq
+            self._context.restore(found.entities, found.context)
+            self._users.restore(found.users, found.arrays)
+            self._labels.restore(found.labels)
+            for record in found.early:
+                self._early.setdefault(record.transaction_id, []).append(record)
+        count = 0
+        for record in self._journal.after(since):
+            if isinstance(record, TransactionRecord):
+                self._replay(record)
+            else:
+                self._hear(record)
+            count += 1
+        if count:
+            _log.info("rebuilt from %d journal records after %d", count, since)
+        self._ready = True
+
+    def _replay(self, record: TransactionRecord) -> None:
+        """Fold one journalled transaction into memory; its context as recorded, if this bundle reads the same one."""
+        transaction = self._decoder.decode(record.raw)
+        recorded = np.frombuffer(record.context, dtype=np.float32)
+        self._labels.advance(transaction.time)
+        rows = self._context.rows_of(transaction.entities)
+        context = self._context.read(rows, transaction.time).astype(np.float32)
+        if len(recorded) == len(context):
+            context = recorded
+        self._score(transaction, context).commit()
+        self._settle(record.seq, transaction, rows)
+
+    def _find(self, seq: int) -> tuple[int, npt.NDArray[np.int64]]:
+        record = self._journal.transaction_at(seq)
+        transaction = self._decoder.decode(record.raw)
+        return transaction.time, self._context.rows_of(transaction.entities)
+
+    def close(self) -> None:
+        """Write a snapshot and let the state folder go."""
+        with self._lock:
+            if not self._ready:
+                return
+            self._ready = False
+            self.snapshot()
+            self._journal.close()
+            self._folder_lock.release()
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def snapshot(self) -> None:
+        """Write memory as of the last record, so that the next start replays only what comes after."""
+        with self._lock:
+            write_snapshot(
+                self._state,
+                self.bundle.id,
+                self._journal.last_seq,
+                users=list(self._users.slots),
+                arrays=self._users.dump(),
+                entities=list(self._context.rows),
+                context=self._context.dump(),
+                labels=self._labels.dump(),
+                early=[record for records in self._early.values() for record in records],
+            )
+
+    # ---- scoring
+
+    def score(self, body: bytes) -> bytes:
+        """One transaction as JSON -> its answer as JSON. Raises RequestError."""
+        transaction = self._decoder.decode(body)
+        with self._lock:
+            return self._encode(self.score_one(transaction))
+
+    def score_batch(self, body: bytes) -> bytes:
+        """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
+        items = self._decoder.decode_batch(body)
+        if len(items) > self._max_batch:
+            raise RequestError(413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch")
+        results: list[Answer | dict[str, Any]] = []
+        for item in items:
+            try:
+                with self._lock:
+                    results.append(self.score_one(self._decoder.decode(item)))
+            except RequestError as error:
+                results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
+        return self._encode({"results": results})
+
+    def score_one(self, transaction: Transaction) -> Answer:
+        """Score, store and commit one transaction; a known id gives the answer of the first time."""
+        self._require_ready()
+        known = self._journal.transaction(transaction.id)
+        if known is not None:
+            return self._again(known, transaction)
+        undo = self._labels.advance(transaction.time)
+        try:
+            rows = self._context.rows_of(transaction.entities)
+            context = self._context.read(rows, transaction.time).astype(np.float32)
+            scored = self._score(transaction, context)
+            answer = self._answer(transaction, scored)
+            seq = self._journal.last_seq + 1
+            self._journal.append_transaction(
+                TransactionRecord(
+                    seq=seq,
+                    id=transaction.id,
+                    user=transaction.user,
+                    time=transaction.time,
+                    content=transaction.content,
+                    raw=transaction.raw,
+                    context=context.tobytes(),
+                    answer=self._encode(answer),
+                    bundle=self.bundle.id,
+                )
+            )
+        except sqlite3.Error as error:
+            self._labels.take_back(undo)
+            _log.error("journal: %s", error)
+            raise RequestError(503, "storage_unavailable", "the transaction could not be stored; nothing changed") from None
+        except BaseException:
+            self._labels.take_back(undo)
+            raise
+        scored.commit()
+        self._settle(seq, transaction, rows)
+        return answer
+
+    def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
+        if known.content != transaction.content:
+            raise RequestError(
+                409,
+                "conflict",
+                f"transaction {transaction.id!r:.80} was scored before with other content",
+                self.bundle.manifest.schema.transaction or "",
+            )
+        answer = msgspec.json.decode(known.answer, type=Answer)
+        answer.duplicate = True
+        return answer
+
+    def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
+        return Answer(
+            transaction_id=transaction.id,
+            fraud_probability=scored.probability,
+            is_fraud=scored.probability >= self._thresholds.is_fraud,
+            decision=decide(scored.probability, self._thresholds),
+            reasons=[],
+            model=self.bundle.id,
+            history=scored.history,
+            late=scored.late,
+            duplicate=False,
+        )
+
+    def _score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
+        """Run the step graph at the transaction's place in its user's history; memory is changed only by `commit`."""
+        users, step, spec = self._users, self._step, self._spec
+        slot = users.slot(transaction.user)
+        step.inputs["integers"][0, 0] = transaction.time
+        step.inputs["integers"][0, 1:] = transaction.categories
+        if "values" in step.inputs:
+            step.inputs["values"][0, : spec.numeric] = transaction.numbers[: spec.numeric]
+            step.inputs["values"][0, spec.numeric :] = context
+        if not users.is_late(slot, transaction.time):
+            self._run_step({s.name: s.to_batch(users.now[s.name][slot : slot + 1]) for s in spec.states})
+            history = int(users.accepted[slot])
+
+            def commit() -> None:
+                users.append(slot, transaction.time, step)
+                users.accepted[slot] += 1
+
+            return Scored(float(step.outputs["probability"][0]), history, False, commit)
+        history = self._journal.events_before(transaction.user, transaction.time)
+        if users.is_too_late(slot, transaction.time):
+            self._run_step({s.name: s.to_batch(users.anchor[s.name][slot : slot + 1]) for s in spec.states})
+
+            def count() -> None:
+                users.accepted[slot] += 1
+
+            return Scored(float(step.outputs["probability"][0]), history, True, count)
+        place = users.place_of(slot, transaction.time)
+        self._run_step(users.states_at(slot, place, self._sequence))
+        integers = step.inputs["integers"][0].copy()
+        values = step.inputs["values"][0].copy() if "values" in step.inputs else None
+
+        def insert() -> None:
+            users.insert(slot, place, integers, values, self._sequence)
+            users.accepted[slot] += 1
+
+        return Scored(float(step.outputs["probability"][0]), history, True, insert)
+
+    def _run_step(self, states: dict[str, Array]) -> None:
+        for name, value in states.items():
+            self._step.inputs[name][...] = value
+        self._step.run_bound()
+
+    def _settle(self, seq: int, transaction: Transaction, rows: npt.NDArray[np.int64]) -> None:
+        """Count a transaction for its entities and start its label delay."""
+        self._context.add_transaction(rows, transaction.time, transaction.amount)
+        self._labels.opened(seq, transaction.time, rows)
+        for record in self._early.pop(transaction.id, ()):
+            self._labels.said(record.seq, seq, transaction.time, record.known_at, record.is_fraud)
+
+    # ---- labels
+
+    def add_labels(self, body: bytes) -> bytes:
+        """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
+        labels = decode_labels(body)
+        with self._lock:
+            return self._encode(self.hear_labels(labels))
+
+    def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
+        """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
+        self._require_ready()
+        counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
+        now = self._clock()
+        seq = self._journal.last_seq
+        records: list[LabelRecord] = []
+        newest: dict[str, bool] = {}
+        for label in labels:
+            identity = label.transaction_id
+            if identity not in newest:
+                said = self._journal.last_label(identity)
+                if said is not None:
+                    newest[identity] = said.is_fraud
+            before = newest.get(identity)
+            if before == label.is_fraud:
+                counts["unchanged"] += 1
+                continue
+            if self._journal.seq_of(identity) is None:
+                counts["unknown"] += 1
+            else:
+                counts["new" if before is None else "changed"] += 1
+            newest[identity] = label.is_fraud
+            seq += 1
+            known_at = now if label.known_at is None else label.known_at
+            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
+        try:
+            self._journal.append_labels(records)
+        except sqlite3.Error as error:
+            _log.error("journal: %s", error)
+            raise RequestError(503, "storage_unavailable", "the labels could not be stored; nothing changed") from None
+        for record in records:
+            self._hear(record)
+        return counts
+
+    def _hear(self, record: LabelRecord) -> None:
+        """Let a stored label wait for its time."""
+        found = self._journal.seq_of(record.transaction_id)
+        if found is None or found[0] > record.seq:
+            self._early.setdefault(record.transaction_id, []).append(record)
+        else:
+            self._labels.said(record.seq, found[0], found[1], record.known_at, record.is_fraud)
+
+    # ---- looking
+
+    def transaction(self, transaction_id: str) -> bytes:
+        """The answer as it was given. Raises RequestError 404."""
+        with self._lock:
+            record = self._journal.transaction(transaction_id)
+        if record is None:
+            raise RequestError(404, "unknown_transaction", f"no transaction {transaction_id!r:.80} was scored here")
+        return record.answer
+
+    def user(self, user: str) -> bytes:
+        """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
+        with self._lock:
+            slot = self._users.slots.get(user)
+            if slot is None or not self._users.accepted[slot]:
+                raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
+            accepted = int(self._users.accepted[slot])
+            records = self._journal.recent(user, 2 * self._users.window)
+        events = [
+            {"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records
+        ]
+        return self._encode({"user": user, "history": accepted, "events": events})
+
+    def model(self) -> bytes:
+        """The bundle in force."""
+        manifest = self.bundle.manifest
+        with self._lock:
+            users, records = len(self._users.slots), self._journal.last_seq
+        return self._encode(
+            {
+                "model": self.bundle.id,
+                "kind": manifest.kind,
+                "schema": manifest.schema.as_dict(),
+                "label": msgspec.to_builtins(manifest.label),
+                "context": msgspec.to_builtins(manifest.context),
+                "thresholds": manifest.thresholds.as_dict(),
+                "metrics": dict(manifest.metrics),
+                "versions": dict(manifest.versions),
+                "shadow": [],
+                "users": users,
+                "journal_records": records,
+            }
+        )
+
+    def ready(self) -> bool:
+        """Whether a transaction posted now would be scored."""
+        return self._ready
+
+    def _require_ready(self) -> None:
+        if not self._ready:
+            raise RequestError(503, "not_ready", "the service is starting or stopping; try again")
+
+    # ---- bulk
+
+    @property
+    def journal(self) -> Journal:
+        """For backfills that group records."""
+        return self._journal
+
+    def decode(self, row: dict[str, Any]) -> Transaction:
+        """A transaction from plain data, through the decoder that requests go through."""
+        return self._decoder.decode(self._encode(row))
+
+
+class FolderLock:
+    """Advisory lock of a state folder; the system lets it go when the process ends, however it ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        os.close(self._descriptor)
+
+
+def _lock_folder(state: Path) -> FolderLock:
+    descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise RunError(f"{state}: another process is using this state folder") from None
+    return FolderLock(descriptor)
+
+
+def _check_schema(journal: Journal, fields: str, state: Path) -> None:
+    """A journal belongs to one set of declared fields."""
+    seen = journal.meta("fields")
+    if seen is None:
+        journal.set_meta("fields", fields)
+    elif seen != fields:
+        raise RunError(f"{state}: the journal holds the fields {seen}; the bundle declares {fields}")

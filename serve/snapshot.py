@@ -1,0 +1,108 @@
+"""Snapshots of memory: one file each, named by the last record they include, checked by a digest when read.
+
+They only save time. A snapshot that is damaged, of another bundle, or newer than the journal is passed over.
+"""
+
+import hashlib
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from seqfraud.files import replaced_file
+from serve.journal import LabelRecord
+
+_log = logging.getLogger(__name__)
+
+VERSION = 1
+KEPT = 2
+Array = npt.NDArray[Any]
+
+
+class _Head(msgspec.Struct):
+    version: int
+    bundle: str
+    seq: int
+    users: list[str]
+    entities: list[tuple[int, str]]
+    labels: dict[str, Any]
+    early: list[LabelRecord]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Memory after the record `seq`."""
+
+    seq: int
+    users: list[str]
+    arrays: dict[str, Array]
+    entities: list[tuple[int, str]]
+    context: dict[str, Array]
+    labels: dict[str, Any]
+    early: list[LabelRecord]
+
+
+def write_snapshot(
+    state: Path,
+    bundle: str,
+    seq: int,
+    *,
+    users: list[str],
+    arrays: Mapping[str, Array],
+    entities: list[tuple[int, str]],
+    context: Mapping[str, Array],
+    labels: dict[str, Any],
+    early: list[LabelRecord],
+) -> Path:
+    """Write a snapshot under its final name or not at all, and remove all but the newest."""
+    head = msgspec.msgpack.encode(_Head(VERSION, bundle, seq, users, entities, labels, early))
+    final = state / f"snapshot-{seq:015d}.bin"
+    body = io.BytesIO()
+    np.savez(
+        body,
+        head=np.frombuffer(head, dtype=np.uint8),
+        **{f"users/{k}": v for k, v in arrays.items()},
+        **{f"context/{k}": v for k, v in context.items()},
+    )
+    data = body.getbuffer()
+    with replaced_file(final) as file, file.open("wb") as stream:
+        stream.write(hashlib.sha256(data).digest())
+        stream.write(data)
+    for old in sorted(state.glob("snapshot-*.bin"))[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return final
+
+
+def read_newest(state: Path, bundle: str, last_seq: int) -> Snapshot | None:
+    """The newest snapshot that is whole, of this bundle, and of this journal's past."""
+    for file in sorted(state.glob("snapshot-*.bin"), reverse=True):
+        found = _read(file, bundle)
+        if found is not None and found.seq <= last_seq:
+            return found
+        _log.warning("%s is passed over: damaged, of another bundle or newer than the journal", file.name)
+    return None
+
+
+def _read(file: Path, bundle: str) -> Snapshot | None:
+    data = file.read_bytes()
+    if hashlib.sha256(memoryview(data)[32:]).digest() != data[:32]:
+        return None
+    with np.load(io.BytesIO(memoryview(data)[32:]), allow_pickle=False) as stored:
+        try:
+            head = msgspec.msgpack.decode(stored["head"].tobytes(), type=_Head)
+        except msgspec.ValidationError:
+            return None
+        if head.version != VERSION or head.bundle != bundle:
+            return None
+        parts: dict[str, dict[str, Array]] = {"users": {}, "context": {}}
+        for key in stored.files:
+            part, _, name = key.partition("/")
+            if part in parts:
+                parts[part][name] = stored[key]
+    return Snapshot(head.seq, head.users, parts["users"], head.entities, parts["context"], head.labels, head.early)

@@ -1,0 +1,194 @@
+"""Per user in memory: the declared states, a ring of recent events, and the anchor before the oldest of them.
+
+Struct of arrays, one slot per user. The ring holds at most 2 W events. When it overflows, the oldest W are dropped and
+the anchor moves to the state after them, which was copied when it was current: no graph call. A late event is inserted
+at its place in the ring and the later state rebuilt from the anchor with sequence.onnx, and so is exact.
+
+Letters: N slots, W window, C, F, K as in the graph.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqfraud.graph import NEXT, GraphSpec
+from seqfraud.runtime import SequenceGraph, StepGraph
+
+Array = npt.NDArray[Any]
+FIRST_CAPACITY = 256
+
+
+class UserTable:
+    """State of every user seen; see the module."""
+
+    def __init__(self, spec: GraphSpec, window: int) -> None:
+        self.spec = spec
+        self.window = window
+        self.slots: dict[str, int] = {}
+        wide = 2 * window + 1  # one more: a late event is inserted before the oldest are dropped
+        self._shapes: dict[str, tuple[tuple[int, ...], Any, Any]] = {
+            "accepted": ((), np.int64, 0),
+            "held": ((), np.int64, 0),
+            "dropped": ((), np.int64, 0),
+            "newest": ((), np.int64, 0),
+            "anchor_time": ((), np.int64, 0),
+            "integers": ((wide, 1 + spec.categorical), np.int64, 0),
+            "values": ((wide, spec.numeric + spec.context), np.float32, 0),
+        }
+        for state in spec.states:
+            for stage in ("now", "middle", "anchor"):
+                self._shapes[f"{stage}.{state.name}"] = (state.row_shape, np.dtype(state.dtype), state.initial)
+        self.arrays: dict[str, Array] = {
+            name: self._block(name, FIRST_CAPACITY) for name in self._shapes
+        }
+        self._bind()
+
+    def _block(self, name: str, rows: int) -> Array:
+        shape, dtype, initial = self._shapes[name]
+        # zeros are not touched until they are written, so that empty rings cost no memory
+        return np.zeros((rows, *shape), dtype) if initial == 0 else np.full((rows, *shape), initial, dtype)
+
+    def _bind(self) -> None:
+        a = self.arrays
+        self.accepted, self.held, self.dropped = a["accepted"], a["held"], a["dropped"]
+        self.newest, self.anchor_time = a["newest"], a["anchor_time"]
+        self.integers, self.values = a["integers"], a["values"]
+        self.now = {s.name: a[f"now.{s.name}"] for s in self.spec.states}
+        self.middle = {s.name: a[f"middle.{s.name}"] for s in self.spec.states}
+        self.anchor = {s.name: a[f"anchor.{s.name}"] for s in self.spec.states}
+
+    def slot(self, user: str) -> int:
+        """The slot of a user, made where the user is new."""
+        slot = self.slots.get(user)
+        if slot is None:
+            slot = len(self.slots)
+            if slot == len(self.accepted):
+                self.arrays = {
+                    name: np.concatenate([array, self._block(name, len(array))]) for name, array in self.arrays.items()
+                }
+                self._bind()
+            self.slots[user] = slot
+        return slot
+
+    def is_late(self, slot: int, time: int) -> bool:
+        """Whether an event is older than its user's newest."""
+        return bool(self.held[slot] and time < self.newest[slot])
+
+    def is_too_late(self, slot: int, time: int) -> bool:
+        """Whether a late event belongs before the anchor, where nothing can be inserted any more."""
+        return bool(self.dropped[slot] and time < self.anchor_time[slot])
+
+    def append(self, slot: int, time: int, step: StepGraph) -> None:
+        """Keep the event that the step graph's buffers hold, and the states that it gave."""
+        held = int(self.held[slot])
+        if held == 2 * self.window:
+            self._drop_oldest(slot)
+            held = self.window
+        self.integers[slot, held] = step.inputs["integers"][0]
+        if "values" in step.inputs:
+            self.values[slot, held] = step.inputs["values"][0]
+        for state in self.spec.states:
+            self.now[state.name][slot] = state.to_rows(step.outputs[state.name + NEXT])[0]
+        held += 1
+        self.held[slot] = held
+        self.newest[slot] = time
+        if held == self.window:
+            self._keep_middle(slot)
+
+    def _keep_middle(self, slot: int) -> None:
+        for name, middle in self.middle.items():
+            middle[slot] = self.now[name][slot]
+
+    def _drop_oldest(self, slot: int) -> None:
+        """Drop the oldest W of 2 W events: the anchor moves to the state after them."""
+        w = self.window
+        self.anchor_time[slot] = self.integers[slot, w - 1, 0]
+        for array in (self.integers, self.values):
+            array[slot, :w] = array[slot, w : 2 * w]
+        for name, anchor in self.anchor.items():
+            anchor[slot] = self.middle[name][slot]
+        self.dropped[slot] += w
+        self.held[slot] = w
+        self._keep_middle(slot)
+
+    def place_of(self, slot: int, time: int) -> int:
+        """Index in the ring at which an event of that time belongs: after those of the same time."""
+        held = int(self.held[slot])
+        return int(np.searchsorted(self.integers[slot, :held, 0], time, side="right"))
+
+    def states_at(self, slot: int, place: int, graph: SequenceGraph) -> dict[str, Array]:
+        """The states, as graph inputs of batch 1, before the ring's event `place`."""
+        begin, states = 0, self.anchor
+        if place >= self.window:
+            begin, states = self.window, self.middle
+        before = {s.name: s.to_batch(states[s.name][slot : slot + 1]) for s in self.spec.states}
+        if place == begin:
+            return before
+        return self._advance(slot, begin, place, before, graph)
+
+    def insert(self, slot: int, place: int, integers: Array, values: Array | None, graph: SequenceGraph) -> None:
+        """Insert a late event at its place and rebuild the later states."""
+        held = int(self.held[slot])
+        new = {"integers": np.insert(self.integers[slot, :held], place, integers, axis=0)}
+        new["values"] = np.insert(self.values[slot, :held], place, 0 if values is None else values, axis=0)
+        w = self.window
+        states = {s.name: s.to_batch(self.anchor[s.name][slot : slot + 1]) for s in self.spec.states}
+        # states at every multiple of W, then at the end; all by the graph before anything is written
+        self.integers[slot, : held + 1] = new["integers"]
+        self.values[slot, : held + 1] = new["values"]
+        stages: list[Mapping[str, Array]] = []
+        at = 0
+        while at < held + 1:
+            upto = min(at + w, held + 1)
+            states = self._advance(slot, at, upto, states, graph)
+            stages.append(states)
+            at = upto
+        self.held[slot] = held + 1
+        if held + 1 >= w:
+            self._write(self.middle, slot, stages[0])
+        self._write(self.now, slot, stages[-1])
+        if held + 1 > 2 * w:
+            self.anchor_time[slot] = self.integers[slot, w - 1, 0]
+            for array in (self.integers, self.values):
+                array[slot, : w + 1] = array[slot, w : 2 * w + 1].copy()
+            self._write(self.anchor, slot, stages[0])
+            self._write(self.middle, slot, stages[1])
+            self.dropped[slot] += w
+            self.held[slot] = w + 1
+
+    def _write(self, stage: Mapping[str, Array], slot: int, states: Mapping[str, Array]) -> None:
+        for state in self.spec.states:
+            stage[state.name][slot] = state.to_rows(states[state.name])[0]
+
+    def _advance(
+        self, slot: int, begin: int, end: int, states: Mapping[str, Array], graph: SequenceGraph
+    ) -> dict[str, Array]:
+        """States after the ring's events begin to end, from the states before them."""
+        integers, values = self.integers[slot, begin:end], self.values[slot, begin:end]
+        spec = self.spec
+        inputs: dict[str, Array] = {"event_time": integers[None, :, 0], "length": np.array([end - begin])}
+        if spec.categorical:
+            inputs["categorical"] = integers[None, :, 1:]
+        if spec.numeric:
+            inputs["numeric"] = values[None, :, : spec.numeric]
+        if spec.context:
+            inputs["context"] = values[None, :, spec.numeric :]
+        outputs = graph.run({k: np.ascontiguousarray(v) for k, v in {**inputs, **states}.items()})
+        return {s.name: outputs[s.name + NEXT] for s in spec.states}
+
+    def dump(self) -> dict[str, Array]:
+        """Copies of the arrays up to the last slot."""
+        return {name: array[: len(self.slots)].copy() for name, array in self.arrays.items()}
+
+    def restore(self, users: list[str], arrays: Mapping[str, Array]) -> None:
+        """The inverse of `dump`, with the users in slot order."""
+        self.slots = {user: slot for slot, user in enumerate(users)}
+        room = max(FIRST_CAPACITY, len(users))
+        self.arrays = {}
+        for name in self._shapes:
+            block = self._block(name, room)
+            block[: len(users)] = arrays[name]
+            self.arrays[name] = block
+        self._bind()

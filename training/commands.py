@@ -1,0 +1,117 @@
+"""`seqfraud simulate`, `seqfraud train` and `seqfraud evaluate`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seqfraud.console import bar, figure, print_json
+from training.loop import Epoch, Progress
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DataOption = Annotated[Path | None, typer.Option(help="CSV or Parquet instead of the configuration's data.path.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def simulate(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
+    days: Annotated[int, typer.Option(help="Number of days.")] = 120,
+    seed: Annotated[int, typer.Option(help="Same seed, same transactions.")] = 7,
+    json: JsonOption = False,
+) -> None:
+    """Make transactions with fraud that depends on history, merchant compromises and plain large amounts.
+
+    Example: seqfraud simulate --out transactions.parquet --users 2000 --days 120
+    """
+    from training.simulate import Simulation, simulate_to  # noqa: PLC0415
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with bar("simulating", None) as progress:
+        summary = simulate_to(
+            Simulation(users=users, days=days, seed=seed), out, lambda done, of: progress.show(done, f"simulating /{of}")
+        )
+    if json:
+        print_json({name: str(value) if name in ("first", "last") else value for name, value in vars(summary).items()})
+        return
+    print(f"{summary.rows:,} transactions of {summary.users:,} users, {summary.frauds:,} frauds: {out}")
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A configuration.", metavar="CONFIG.toml")],
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME of the configuration.")] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Train, calibrate, choose thresholds on the validation days, evaluate on the test days.
+
+    Example: seqfraud train configs/simulator.toml --data transactions.parquet --out runs/demo
+    """
+    from training.run import train_run  # noqa: PLC0415
+
+    folder = out if out is not None else Path("runs") / config.stem
+    with epochs_bar(quiet=json) as progress:
+        metrics = train_run(config, data, folder, device, progress)
+    if json:
+        print_json(metrics)
+        return
+    print_figures(metrics)
+    print(f"best epoch {metrics['best_epoch']} of {len(metrics['epochs'])}; run folder: {folder}")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Figures of a run on its own or on other data; nothing is fitted.
+
+    Example: seqfraud evaluate runs/demo --data later.parquet
+    """
+    from seqfraud.nn.checkpoint import load_run  # noqa: PLC0415
+    from training.run import evaluate_run  # noqa: PLC0415
+
+    metrics = evaluate_run(load_run(run), data, device)
+    if json:
+        print_json(metrics)
+    else:
+        print_figures(metrics)
+
+
+@contextmanager
+def epochs_bar(quiet: bool) -> Iterator[Progress]:
+    """Progress of a fit: a bar on a terminal, a line per epoch otherwise."""
+    with bar("training", 100) as shown:
+        best: list[float] = []
+
+        def progress(epoch: int, share: float, events: int, report: Epoch | None) -> None:
+            if report is not None:
+                best.append(report.validation_average_precision)
+                if not quiet:
+                    print(
+                        f"epoch {report.epoch:2d}  loss {report.loss:.5f}  validation average precision "
+                        f"{report.validation_average_precision:.4f}  {report.events_per_second:,.0f} events/s",
+                        file=sys.stderr,
+                    )
+            figures = f"  best {max(best):.4f}" if best else ""
+            shown.show(100 * share, f"epoch {epoch + 1}  {events:,} events{figures}")
+
+        yield progress
+
+
+def print_figures(metrics: dict[str, Any]) -> None:
+    """The figures of validation and test side by side."""
+    names = [
+        "rows", "frauds", "average_precision", "roc_auc", "recall_at_1pct_fpr", "card_precision_at_100",
+        "precision_at_budget", "money_caught", "calibration_slope", "precision", "recall",
+    ]  # fmt: skip
+    parts = [part for part in ("validation", "test") if part in metrics]
+    print(f"{'':24}" + "".join(f"{part:>14}" for part in parts))
+    for name in names:
+        values = [metrics[part].get(name) for part in parts]
+        print(f"{name:24}" + "".join(f"{v:>14,}" if isinstance(v, int) else f"{figure(v):>14}" for v in values))
