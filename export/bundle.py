@@ -12,10 +12,20 @@ import numpy as np
 
 from export.graphs import export_graphs
 from export.reference import SPAN, reference_cases
-from seqfraud.bundle import REFERENCE, Bundle, LabelSource, Manifest, Parity, ServeDefaults, open_bundle, put_in_place, write_manifest
+from seqfraud.bundle import (
+    REFERENCE,
+    Bundle,
+    LabelSource,
+    Manifest,
+    Parity,
+    ServeDefaults,
+    open_bundle,
+    put_in_place,
+    write_manifest,
+)
 from seqfraud.context import context_spec
 from seqfraud.errors import BundleError, ParityError
-from seqfraud.nn.checkpoint import Run, versions
+from seqfraud.nn.checkpoint import Run, may_be_missing, versions
 from seqfraud.verification import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE, Figures
 
 
@@ -36,7 +46,7 @@ def export_run(run: Run, out: Path) -> Bundle:
         with np.load(run.path / "reference.npz", allow_pickle=False) as rows:
             cases, span = reference_cases(run.model, {k: rows[k] for k in rows.files})
         with (temporary / REFERENCE).open("wb") as stream:
-            np.savez_compressed(stream, **cases)
+            np.savez_compressed(stream, allow_pickle=False, **cases)
         manifest = manifest_of(run)
         write_manifest(temporary, manifest)
         measured = verify_in_fresh_process(temporary)
@@ -56,8 +66,6 @@ def spans(figures: Figures) -> bool:
 
 def manifest_of(run: Run) -> Manifest:
     """The manifest before verification."""
-    missing = tuple(run.schema.numeric_inputs[i] for i in run.model.spec.missing)
-    places = tuple(column for pair in run.schema.geo for column in pair)
     return Manifest(
         kind="gru",
         schema=run.schema,
@@ -65,7 +73,7 @@ def manifest_of(run: Run) -> Manifest:
         context=context_spec(run.config, run.schema),
         vocabularies=run.vocabularies,
         graph=run.graph,
-        missing=(*missing, *places),
+        missing=may_be_missing(run.schema, run.model.spec),
         calibration=run.calibration,
         thresholds=run.thresholds,
         serve=ServeDefaults(run.config.serve.window, run.config.serve.max_batch),

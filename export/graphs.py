@@ -1,7 +1,7 @@
 """The module as ONNX files.
 
 The legacy exporter: it exports both graphs in one process, in any order and from any example, and writes
-`linear_before_reset` and dynamic axes faithfully; `export.verification` checks that rather than trusting it.
+`linear_before_reset` and dynamic axes faithfully; `seqfraud.verification` checks that rather than trusting it.
 """
 
 import warnings

@@ -28,13 +28,7 @@ def reference_cases(model: SequenceModel, rows: Arrays, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     candidates = _histories(model, rows, CANDIDATES, max(RAGGED_LENGTHS), rng)
     candidates["length"] = np.full(CANDIDATES, max(RAGGED_LENGTHS))
-    scores = _torch_outputs(model, candidates)["probability"]
-    order = np.argsort(scores.max(axis=1))
-    # the ends of the range go to the long rows of the ragged case
-    places = np.argsort(-np.array(RAGGED_LENGTHS), kind="stable")
-    middle = order[np.linspace(0, CANDIDATES - 1, len(RAGGED_LENGTHS)).astype(int)]
-    picked = np.empty(len(RAGGED_LENGTHS), dtype=np.int64)
-    picked[places] = np.r_[middle[-1], middle[0], middle[1:-1]]
+    picked = pick_users(_torch_outputs(model, candidates)["probability"], np.array(RAGGED_LENGTHS))
     axes = {s.name: s.batch_axis for s in model.graph.states}
     ragged = {k: np.take(v, picked, axis=axes.get(k, 0)) for k, v in candidates.items()}
     ragged["length"] = np.array(RAGGED_LENGTHS)
@@ -50,6 +44,21 @@ def reference_cases(model: SequenceModel, rows: Arrays, seed: int = 0) -> tuple[
         cases |= {f"{name}/{k}": v for k, v in case.items()}
         cases |= {f"{name}/out.{k}": v for k, v in out.items()}
     return cases, {"lowest": low, "highest": high}
+
+
+def pick_users(probability: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64 [B]: which of N candidates become the rows of B lengths.
+
+    The longest row gets the candidate with the highest probability [N, T] of all, the next one that with the lowest
+    within its length, the others are spread evenly between.
+    """
+    places = np.argsort(-lengths, kind="stable")
+    peaks = probability[:, : lengths.max()].max(axis=1)
+    lowest = probability[:, : lengths[places[1]]].min(axis=1).argmin()
+    spread = np.argsort(peaks, kind="stable")[np.linspace(0, len(peaks) - 1, len(lengths)).astype(np.int64)]
+    picked = np.empty(len(lengths), dtype=np.int64)
+    picked[places] = np.r_[peaks.argmax(), lowest, spread[1:-1]]
+    return picked
 
 
 def _histories(model: SequenceModel, rows: Arrays, users: int, events: int, rng: np.random.Generator) -> Arrays:

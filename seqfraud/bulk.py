@@ -10,10 +10,11 @@ import numpy.typing as npt
 from seqfraud.bundle import Bundle, LabelSource
 from seqfraud.cleaning import clean
 from seqfraud.config import DataConfig, Duration
-from seqfraud.reading import Transactions, column_names, read_transactions
+from seqfraud.reading import column_names, read_transactions
 from seqfraud.runtime import SequenceGraph, initial_states, next_states
 from seqfraud.schema import Schema
-from seqfraud.sequences import Encoded, chunks, encode, group_users
+from seqfraud.sequences import Encoded, chunks, encode, group_users, require_numbers
+from seqfraud.table import Transactions
 
 USERS = 256
 EVENTS = 64
@@ -60,8 +61,13 @@ def score_encoded(
 def score_table(
     bundle: Bundle, table: Transactions, threads: int = 2, progress: Callable[[int], None] | None = None
 ) -> npt.NDArray[np.float32]:
-    """float32 [N]: the probability of every transaction, in the table's (arrival) order."""
+    """float32 [N]: the probability of every transaction, in the table's (arrival) order.
+
+    Raises:
+        DataError: a number is missing in a column where the model has no place for that.
+    """
     manifest = bundle.manifest
+    require_numbers(table, manifest.missing)
     encoded = encode(table, manifest.vocabularies, manifest.context)
     graph = SequenceGraph(bundle.sequence, manifest.graph, threads)
     out = np.empty(len(table), dtype=np.float32)

@@ -135,7 +135,7 @@ class Manifest:
                     raw["parity"]["measured"],
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"manifest: not readable: {type(error).__name__}: {error}") from error
 
 
@@ -164,6 +164,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_entry(path: Path) -> dict[str, str | int]:
+    """What the manifest says of a file."""
+    return {"sha256": file_digest(path), "bytes": path.stat().st_size}
+
+
 def content_id(content: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that identify a manifest's content, file hashes included."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -173,9 +178,7 @@ def content_id(content: Mapping[str, Any]) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> str:
     """Write the manifest of a folder that holds the other files; returns the bundle's id."""
     content = manifest.as_dict()
-    content["files"] = {
-        name: {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES
-    }
+    content["files"] = {name: file_entry(folder / name) for name in FILES}
     bundle_id = content_id(content)
     (folder / MANIFEST).write_text(json.dumps({"id": bundle_id, **content}, indent=1) + "\n", encoding="utf-8")
     return bundle_id
@@ -202,7 +205,7 @@ def open_bundle(path: Path) -> Bundle:
         file = path / name
         if not file.is_file():
             raise BundleError(f"{path}: {name} is missing")
-        if file.stat().st_size != files[name].get("bytes") or file_digest(file) != files[name].get("sha256"):
+        if files[name] != file_entry(file):
             raise BundleError(f"{path}: {name} is not the file the manifest describes (size or sha256 differs)")
     if claimed != content_id(raw):
         raise BundleError(f"{path}: the manifest was changed: its id is {claimed!r}, its content's {content_id(raw)!r}")

@@ -10,10 +10,15 @@ import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from seqfraud.config import TimeUnit, instant_ms
+from seqfraud.config import TimeUnit, format_instant, instant_ms
 
 IPV4_PREFIX = 24
 IPV6_PREFIX = 48
+
+EARLIEST_MS = -62_135_596_800_000
+"""The year 1; ISO 8601 texts have no earlier time."""
+LATEST_MS = 253_402_300_800_000
+"""The year 10000; ISO 8601 texts have no later time."""
 
 
 def canonical_text(value: object) -> str:
@@ -58,6 +63,15 @@ def time_ms(value: str | int | float, unit: TimeUnit) -> int:
     if unit == "ms":
         return int(number // 1)
     return number * 1000 if isinstance(number, int) else int(number * 1000 // 1)
+
+
+def spell_time(ms: int, unit: TimeUnit) -> str | int | float:
+    """A time as a request spells it in this unit."""
+    if unit == "iso":
+        return format_instant(ms)
+    if unit == "ms":
+        return ms
+    return ms // 1000 if ms % 1000 == 0 else ms / 1000
 
 
 def content_digest(

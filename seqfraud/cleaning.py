@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.errors import DataError
-from seqfraud.reading import Coded, Problem, Transactions
+from seqfraud.reading import Problem
+from seqfraud.table import Coded, Transactions
 
 KEPT = frozenset({"missing number"})
 """Problems that the model can live with: the graph has a place for a missing number."""

@@ -4,14 +4,15 @@ Training, evaluation and bulk scoring all walk the same chunks.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from seqfraud.context import ContextSpec, context_columns
-from seqfraud.reading import Transactions
+from seqfraud.errors import DataError
+from seqfraud.table import Transactions
 from seqfraud.vocabulary import Vocabulary
 
 
@@ -61,6 +62,26 @@ class Encoded:
         return inputs
 
 
+def require_numbers(table: Transactions, may_be_missing: Collection[str]) -> None:
+    """Refuse a missing number where training saw none missing: the graph has no place for it and would give NaN.
+
+    The service answers such a transaction with 422.
+
+    Raises:
+        DataError: with the column, the number of rows and the first one.
+    """
+    for i, column in enumerate(table.schema.numeric_inputs):
+        if column in may_be_missing:
+            continue
+        rows = np.flatnonzero(np.isnan(table.numbers[:, i]))
+        if len(rows):
+            raise DataError(
+                f"column {column!r}: no number in {len(rows)} of {len(table)} rows, first in row "
+                f"{int(table.file_row[rows].min()) + 1}, but none was missing in the model's training rows; "
+                "fill it, drop those rows, or train on data where it is missing too"
+            )
+
+
 def encode(table: Transactions, vocabularies: Sequence[Vocabulary], spec: ContextSpec) -> Encoded:
     """Graph inputs of transactions in arrival order, contexts included."""
     amount = table.amount()
@@ -108,7 +129,7 @@ def group_users(
     order = np.argsort(-keys, kind="stable")
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     if rng is not None:
-        rng.shuffle(groups)  # type: ignore[arg-type]
+        rng.shuffle(groups)
     return [group[np.argsort(-lengths[group], kind="stable")] for group in groups]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.reading import MISSING, Coded
+from seqfraud.table import MISSING, Coded
 
 PADDING = 0
 UNSEEN = 1

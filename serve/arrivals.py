@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.reading import MISSING, Transactions
+from seqfraud.table import MISSING, Transactions
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,10 @@ from typing import Any
 import msgspec
 
 from seqfraud.bundle import Manifest
-from seqfraud.canonical import canonical_text, content_digest, network_of, time_ms
+from seqfraud.canonical import EARLIEST_MS, LATEST_MS, canonical_text, content_digest, network_of, time_ms
 from seqfraud.config import TimeUnit
 from seqfraud.errors import RequestError
-from seqfraud.reading import LATEST_MS
 from seqfraud.vocabulary import UNSEEN
-
-EARLIEST_MS = -62_135_596_800_000
-"""The year 1; ISO 8601 texts have no earlier time."""
 
 Text = str | int | float | bool | None
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from seqfraud.errors import RequestError
-from seqfraud.reading import Transactions
+from seqfraud.table import Transactions
 from serve.arrivals import arrivals
 from serve.decoding import SaidLabel
 from serve.service import Service

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from seqfraud.errors import RunError
-from seqfraud.reading import Transactions
+from seqfraud.table import Transactions
 from serve.arrivals import arrivals
 
 TIMEOUT_S = 30.0

@@ -15,7 +15,6 @@ import contextlib
 import io
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -25,7 +24,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Protocol
 from wsgiref.types import WSGIApplication, WSGIEnvironment
@@ -46,6 +44,8 @@ __all__ = ["ClosableService", "ServerSettings", "serve_forever"]
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("serve.access")
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _INTERNAL = b'{"error": {"code": "internal", "message": "the server failed", "field": ""}}'
 
@@ -281,42 +281,56 @@ def _schedule_as_batch() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-class _Event(Enum):
-    STOP = auto()
-    DRAINED = auto()
-
-
 class _Mailbox:
-    """What the main thread waits for. Signal handlers may call a SimpleQueue's `put`."""
+    """What the main thread waits for: a stop signal, or that granian has drained.
+
+    A socket, not a lock or a queue: a signal that arrives just before the main thread goes to sleep
+    on a lock does not wake it, and the service would not stop (seen on a busy machine).
+    """
+
+    _DRAINED = 0
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
-    def stop(self, *_: object) -> None:
-        self._events.put(_Event.STOP)
+    def close(self) -> None:
+        """Leaves the sockets to the end of the process: granian may still report."""
+        signal.set_wakeup_fd(-1)
 
     def drained(self) -> None:
-        self._events.put(_Event.DRAINED)
+        """Called by granian on a thread of its own."""
+        self._sender.send(bytes([self._DRAINED]))
 
     def wait_for_stop(self) -> None:
-        self._events.get()
+        """Returns at the first stop signal."""
+        while self._receiver.recv(1)[0] not in _STOP_SIGNALS:
+            pass
 
     def wait_for_drained(self, seconds: float) -> bool:
-        """False after `seconds` or another stop signal."""
-        try:
-            return self._events.get(timeout=seconds) is _Event.DRAINED
-        except queue.Empty:
-            return False
+        """False after `seconds` or at another stop signal."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._receiver.settimeout(left)
+            try:
+                event = self._receiver.recv(1)[0]
+            except TimeoutError:
+                break
+            if event == self._DRAINED or event in _STOP_SIGNALS:
+                return event == self._DRAINED
+        return False
 
 
 @contextmanager
 def _stop_signals() -> Iterator[_Mailbox]:
+    # The handlers do nothing; that they exist is what makes Python write to the mailbox.
+    previous = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
     mailbox = _Mailbox()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, mailbox.stop) for number in numbers}
     try:
         yield mailbox
     finally:
+        mailbox.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
 

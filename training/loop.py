@@ -167,6 +167,10 @@ def fit(
     criterion = nn.BCEWithLogitsLoss(reduction="sum", pos_weight=weight)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     validation = prepared.rows.validation
+
+    def has_loss(chunk: Chunk) -> bool:
+        return bool(use[chunk.rows[chunk.rows >= 0]].any())
+
     outcome = Fit(best_epoch=0)
     best = -1.0
     best_weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -178,9 +182,7 @@ def fit(
             done = (epoch + g / len(groups)) / settings.epochs
             for param in optimizer.param_groups:
                 param["lr"] = learning_rate(done, settings.learning_rate)
-            for chunk, logit in walk(
-                model, data, trained, users, settings.events_per_chunk, lambda c: bool(use[c.rows[c.rows >= 0]].any()), mixed
-            ):
+            for chunk, logit in walk(model, data, trained, users, settings.events_per_chunk, has_loss, mixed):
                 events += int(chunk.length.sum())
                 if not logit.requires_grad:
                     continue
@@ -199,6 +201,7 @@ def fit(
         seconds = time.perf_counter() - began
         logits = score_logits(model, data, watched, settings.events_per_chunk)
         figure = average_precision(prepared.label[validation], logits[validation].astype(np.float64))
+        assert figure is not None  # `rows_of` refuses validation rows without a fraud
         report = Epoch(epoch + 1, loss_sum / max(labelled, 1), figure, events / seconds, seconds)
         outcome.history.append(report)
         if progress:

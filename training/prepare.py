@@ -1,6 +1,7 @@
 """Read, clean, order, split, fit vocabularies and scaling on training rows, encode: all before the first step."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ from seqfraud.context import NEVER, ContextSpec, context_spec
 from seqfraud.errors import DataError
 from seqfraud.graph import GraphSpec, gru_graph
 from seqfraud.nn.model import UNKNOWN, EventEncoder, ModelSpec
-from seqfraud.reading import Transactions, read_transactions
+from seqfraud.reading import read_transactions
 from seqfraud.schema import Schema, schema_of
 from seqfraud.sequences import Encoded, encode
+from seqfraud.table import Transactions
 from seqfraud.vocabulary import Vocabulary, fit_vocabulary
 from training.split import Rows, Split, rows_of, split_of
 
 FIT_ROWS = 500_000
 """Rows at most from which scaling and bins are fitted; a random sample of the training rows beyond that."""
 NARROWEST_BIN = 1e-3
-"""Narrower bins would amplify the rounding of float32."""
+NARROWEST_SHARE = 0.02
+"""A bin is at least 0.001 + 2 % of its edge wide, on the scale of the signed logarithm. Two implementations of a
+logarithm differ by one unit in the last place, which a narrower bin would amplify into visible differences between
+graphs."""
 SENTINEL = -float(np.log1p(-UNKNOWN))
 """Signed logarithm of UNKNOWN."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -41,6 +47,7 @@ class Prepared:
     rows: Rows
     label: npt.NDArray[np.int8]
     cleaning: dict[str, Any]
+
 
 def prepare(config: Config, data: Path, vocabularies: tuple[Vocabulary, ...] | None = None) -> Prepared:
     """Read `data` by the configuration and encode it; with `vocabularies` nothing is fitted."""
@@ -64,6 +71,7 @@ def prepare(config: Config, data: Path, vocabularies: tuple[Vocabulary, ...] | N
         config, schema, spec, vocabularies, table, split, encoded, by_user, table.label[encoded.arrival], cleaning
     )
 
+
 @dataclass(frozen=True)
 class Scaling:
     """Fitted constants of the EventEncoder: means and deviations [V], bins [P], fill values [F]."""
@@ -80,6 +88,7 @@ class Scaling:
         for name, value in vars(self).items():
             getattr(encoder, name).copy_(torch.from_numpy(value))
 
+
 def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
     """Means, deviations and quantile bins of the training rows' values, and the shapes that follow from them."""
     config, schema, encoded = prepared.config, prepared.schema, prepared.encoded
@@ -89,13 +98,14 @@ def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
     places = len(schema.geo)
     plain = len(schema.numeric_inputs) - 2 * places
     numeric = encoded.numeric[rows]
-    # any number may be missing if one ever was; geo columns say it through the distance
-    missing = tuple(int(i) for i in np.flatnonzero(np.isnan(numeric[:, :plain]).any(axis=0)))
+    # history counts too: a column that began before train_start; geo columns say it through the distance
+    earlier = encoded.time < prepared.split.validation_start
+    missing = tuple(np.flatnonzero(np.isnan(encoded.numeric[earlier, :plain]).any(axis=0)).tolist())
     fill = np.zeros(numeric.shape[1], dtype=np.float32)
-    for i in range(plain):
+    for i, column in enumerate(schema.numeric_inputs):
         present = numeric[~np.isnan(numeric[:, i]), i]
         if len(present) == 0:
-            raise DataError(f"column {schema.numeric_inputs[i]!r} has no value in the training rows")
+            raise DataError(f"column {column!r} has no value in the training rows")
         fill[i] = np.median(present)
     sketch = ModelSpec(
         numeric=numeric.shape[1],
@@ -112,11 +122,12 @@ def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
         dropout=config.training.dropout,
     )
     values = _values(sketch, fill, encoded, rows, places)
-    std = values.std(axis=0)
+    # summed in float64: in float32 a column that never changes would seem to
+    mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     constant = std < 1e-6
     bin_value, bin_scale, bin_offset = _bins(values, config.features.bins)
     scaling = Scaling(
-        mean=values.mean(axis=0),
+        mean=mean.astype(np.float32),
         inverse_std=np.where(constant, 0.0, 1.0 / np.maximum(std, 1e-6)).astype(np.float32),
         bin_value=bin_value,
         bin_scale=bin_scale,
@@ -125,6 +136,7 @@ def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
     )
     spec = ModelSpec(**{**sketch.as_dict(), "bins": len(bin_value)})
     return scaling, spec, gru_graph(schema, prepared.context, config.model.layers, config.model.hidden)
+
 
 def _values(
     spec: ModelSpec, fill: npt.NDArray[np.float32], encoded: Encoded, rows: npt.NDArray[np.int64], places: int
@@ -145,6 +157,7 @@ def _values(
             torch.from_numpy(encoded.numeric[before][:, -2 * places :]) if places else None,
         ).numpy()
 
+
 def _bins(
     values: npt.NDArray[np.float32], bins: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -159,12 +172,10 @@ def _bins(
             edges = np.r_[SENTINEL, edges]
         kept = edges[:1].tolist()
         for edge in edges[1:].tolist():
-            if edge - kept[-1] >= NARROWEST_BIN:
+            if edge - kept[-1] >= NARROWEST_BIN + NARROWEST_SHARE * abs(edge):
                 kept.append(edge)
-        for low, high in zip(kept[:-1], kept[1:], strict=True):
+        for low, high in pairwise(kept):
             which.append(v)
             scale.append(1 / (high - low))
             offset.append(-low / (high - low))
     return np.array(which, dtype=np.int64), np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
-
-assert UNKNOWN == -1.0

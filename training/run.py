@@ -2,7 +2,7 @@
 
     config.toml          the configuration as used, byte for byte
     model.safetensors    the weights
-    model.json           shapes, schema, vocabularies, calibration, thresholds, fingerprint
+    model.json           data, shapes, schema, context, vocabularies, calibration, thresholds, fingerprint
     reference.npz        rows of the training time from which export makes its parity checks (no identifiers)
     metrics.json         figures on validation and test rows
 """
@@ -22,9 +22,10 @@ from seqfraud.config import Config, format_instant, load_config
 from seqfraud.errors import RunError
 from seqfraud.files import replaced_file
 from seqfraud.metrics import measure_quality
-from seqfraud.nn.checkpoint import Run, versions
+from seqfraud.nn.checkpoint import Run, described, may_be_missing, versions
 from seqfraud.nn.model import SequenceModel
 from seqfraud.policy import Thresholds, choose_thresholds, flag_many
+from seqfraud.sequences import require_numbers
 from training.calibrate import platt
 from training.loop import DeviceData, Progress, fit, pick_device, score_logits
 from training.prepare import Prepared, fit_scaling, prepare
@@ -39,9 +40,11 @@ def train_run(
     """Train by a configuration and write the run folder; returns the metrics."""
     config = load_config(config_path)
     device = pick_device(device_name)
-    prepared = prepare(config, data_path(config, config_path, data))
+    source = data_path(config, config_path, data)
+    prepared = prepare(config, source)
     torch.manual_seed(config.training.seed)
     scaling, spec, graph = fit_scaling(prepared)
+    require_numbers(prepared.table, may_be_missing(prepared.schema, spec))
     model = SequenceModel(spec, graph)
     scaling.apply(model.encoder)
     outcome = fit(model, prepared, device, config.training, progress)
@@ -68,15 +71,15 @@ def train_run(
         **qualities(prepared, probability, thresholds),
     }
     out.mkdir(parents=True, exist_ok=True)
-    _write_model(out, config_path, prepared, model, thresholds, probability)
+    _write_model(out, config_path, source, prepared, model, thresholds, probability)
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
 def data_path(config: Config, config_path: Path, data: Path | None) -> Path:
-    """--data, or data.path relative to the configuration's folder. Raises RunError."""
+    """--data, or data.path relative to the configuration's folder; absolute. Raises RunError."""
     if data is not None:
-        return data
+        return data.resolve()
     if not config.data.path:
         raise RunError(f"{config_path}: data.path is missing and no --data is given")
     return (config_path.parent / config.data.path).resolve()
@@ -142,7 +145,7 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
     return {
         "rows": int(rows.sum()),
         "frauds": int((prepared.label[prepared.rows.train] == 1).sum()),
-        "users": int(len(np.unique(prepared.table.user.codes[encoded.arrival[rows]]))),
+        "users": len(np.unique(prepared.table.user.codes[encoded.arrival[rows]])),
         "first": format_instant(int(time.min())),
         "last": format_instant(int(time.max())),
         "numeric_deciles": {
@@ -163,6 +166,7 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
 def _write_model(
     out: Path,
     config_path: Path,
+    source: Path,
     prepared: Prepared,
     model: SequenceModel,
     thresholds: Thresholds,
@@ -176,8 +180,9 @@ def _write_model(
         out / "model.json",
         {
             "kind": "gru",
+            "data": str(source),
             "model": model.spec.as_dict(),
-            "schema": prepared.schema.as_dict(),
+            **described(prepared.schema, prepared.context),
             "vocabularies": [asdict(v) for v in prepared.vocabularies],
             "calibration": {
                 "method": prepared.config.calibration.method,
@@ -190,7 +195,7 @@ def _write_model(
         },
     )
     with replaced_file(out / "reference.npz") as file, file.open("wb") as stream:
-        np.savez_compressed(stream, **reference_rows(prepared, probability))
+        np.savez_compressed(stream, allow_pickle=False, **reference_rows(prepared, probability))
 
 
 def reference_rows(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[Any]]:
@@ -217,8 +222,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def evaluate_run(run: Run, data: Path | None, device_name: str = "auto") -> dict[str, Any]:
     """Figures of a run on its own or on other data; nothing is fitted."""
-    config_path = run.path / "config.toml"
-    prepared = prepare(run.config, data_path(run.config, config_path, data), run.vocabularies)
+    prepared = prepare(run.config, run.data if data is None else data, run.vocabularies)
+    require_numbers(prepared.table, may_be_missing(run.schema, run.model.spec))
     device = pick_device(device_name)
     run.model.to(device)
     probability = calibrated(run.model, all_logits(run.model, prepared, device))

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from seqfraud.config import Config, format_instant
 from seqfraud.errors import ConfigError, DataError
-from seqfraud.reading import MISSING, Transactions
+from seqfraud.table import MISSING, Transactions
 
 Mask = npt.NDArray[np.bool_]
 
@@ -82,7 +82,7 @@ def rows_of(split: Split, table: Transactions, label_delay: int) -> Rows:
         for value, word in ((1, "fraud"), (0, "honest transaction")):
             if not (table.label[mask] == value).any():
                 raise DataError(
-                    f"the {name} rows ({int(mask.sum())} with a label known at {format_instant(split.test_start)}) hold "
-                    f"no {word}; expected both classes: check data.label and [split]"
+                    f"the {name} rows ({int(mask.sum())} with a label known at {format_instant(split.test_start)}) "
+                    f"hold no {word}; expected both classes: check data.label and [split]"
                 )
     return rows

@@ -3,17 +3,18 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 
 import seqfraud
 from seqfraud.config import Config, load_config
-from seqfraud.context import context_spec
-from seqfraud.errors import RunError
+from seqfraud.context import ContextSpec, context_spec
+from seqfraud.errors import RunError, SeqfraudError
 from seqfraud.graph import GraphSpec, gru_graph
 from seqfraud.nn.model import ModelSpec, SequenceModel
 from seqfraud.policy import Thresholds
@@ -26,6 +27,8 @@ class Run:
     """A trained run as read from its folder."""
 
     path: Path
+    data: Path
+    """What it was trained on."""
     config: Config
     schema: Schema
     graph: GraphSpec
@@ -39,18 +42,33 @@ class Run:
 
 def load_run(path: Path) -> Run:
     """Read a run folder. Raises RunError."""
-    for name in ("config.toml", "model.json", "model.safetensors", "metrics.json"):
+    for name in ("config.toml", "model.json", "model.safetensors", "reference.npz", "metrics.json"):
         if not (path / name).is_file():
             raise RunError(f"{path}: {name} is missing; expected a run folder written by `seqfraud train`")
+    try:
+        return _read_run(path)
+    except SeqfraudError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise RunError(f"{path}: not readable as a run of this version, train it again: {reason}") from error
+
+
+def _read_run(path: Path) -> Run:
     config = load_config(path / "config.toml")
     raw = json.loads((path / "model.json").read_text(encoding="utf-8"))
     schema = schema_of(config)
+    context = context_spec(config, schema)
+    for name, value in described(schema, context).items():
+        if raw[name] != value:
+            raise RunError(f"{path}: config.toml was changed after training: its {name} is not that of model.json")
     spec = ModelSpec.from_dict(raw["model"])
-    graph = gru_graph(schema, context_spec(config, schema), spec.layers, spec.hidden)
+    graph = gru_graph(schema, context, spec.layers, spec.hidden)
     model = SequenceModel(spec, graph)
     model.load_state_dict(safetensors.torch.load_file(str(path / "model.safetensors")))
     return Run(
         path=path,
+        data=Path(raw["data"]),
         config=config,
         schema=schema,
         graph=graph,
@@ -60,6 +78,20 @@ def load_run(path: Path) -> Run:
         thresholds=Thresholds.from_dict(raw["thresholds"]),
         fingerprint=raw["fingerprint"],
         metrics=json.loads((path / "metrics.json").read_text(encoding="utf-8")),
+    )
+
+
+def described(schema: Schema, context: ContextSpec) -> dict[str, Any]:
+    """What of the configuration the weights depend on, as JSON gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps({"schema": schema.as_dict(), "context": asdict(context)}))
+    return plain
+
+
+def may_be_missing(schema: Schema, spec: ModelSpec) -> tuple[str, ...]:
+    """Numeric inputs that the model takes without a value: those missing in training, and every place."""
+    return (
+        *(schema.numeric_inputs[i] for i in spec.missing),
+        *(column for pair in schema.geo for column in pair),
     )
 
 

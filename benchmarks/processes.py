@@ -1,0 +1,70 @@
+"""Commands and a service as processes: what the demonstration and the benchmarks have in common."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = ROOT.parent / "shared" / "data"
+SEQFRAUD = Path(sys.executable).parent / "seqfraud"
+
+
+def command(*args: object) -> None:
+    """Run a subcommand; it prints for itself."""
+    words = [str(a) for a in args]
+    print("\n$ seqfraud", *words, flush=True)
+    subprocess.run([SEQFRAUD, *words], check=True, cwd=ROOT)
+
+
+def command_json(*args: object) -> Any:
+    """Run a subcommand with --json and return its result."""
+    words = [*(str(a) for a in args), "--json"]
+    print("\n$ seqfraud", *words, flush=True)
+    return json.loads(subprocess.run([SEQFRAUD, *words], stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
+
+
+@contextmanager
+def service(bundle: Path, state: Path, port: int = 0) -> Iterator[str]:
+    """A running service; its address, once it answers. SIGTERM at the end."""
+    words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", str(port)]
+    print("\n$ seqfraud", *words, flush=True)
+    process = subprocess.Popen([SEQFRAUD, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError("the service did not start")
+        print(line.strip(), flush=True)
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def environment() -> dict[str, Any]:
+    """What ran: for the record beside figures."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("numpy", "onnxruntime", "granian", "hug", "msgspec")},
+    }
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    out = RESULTS / f"{name}.json"
+    out.write_text(json.dumps({"environment": environment(), **result}, indent=1) + "\n", encoding="utf-8")
+    return out

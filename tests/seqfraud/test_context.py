@@ -1,0 +1,603 @@
+"""The context, online (`ContextTable`) and offline (`context_columns`), against a slow reference that forgets nothing.
+
+The reference keeps every increment of every entity and recomputes every number from all of them, in plain floats.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqfraud import context as context_module
+from seqfraud.config import parse_config
+from seqfraud.context import NO_ENTITY, ContextSpec, ContextTable, as_rows, context_columns, context_spec, last_run
+from seqfraud.schema import schema_of
+from seqfraud.table import MISSING, Coded
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+UNKNOWN, HONEST, FRAUD = -1, 0, 1
+
+Values = Sequence[str | None]
+
+
+@dataclass
+class Entity:
+    """Everything that ever happened to one entity."""
+
+    transactions: list[tuple[int, float]] = field(default_factory=list)
+    """Time and amount."""
+    labels: list[tuple[int, bool]] = field(default_factory=list)
+    """The labels in effect, in the order in which they took effect: transaction time and fraud."""
+
+
+class SlowContext:
+    """The definition, word by word."""
+
+    def __init__(self, half_lives: Sequence[int]) -> None:
+        self.half_lives = half_lives
+        self.entities: dict[tuple[int, str], Entity] = {}
+
+    def rows_of(self, values: Values) -> Values:
+        return values
+
+    def read(self, values: Values, time: int) -> list[float]:
+        numbers: list[float] = []
+        for column, value in enumerate(values):
+            entity = Entity() if value is None else self.entities.get((column, value), Entity())
+            numbers += self.numbers(entity, time)
+        return numbers
+
+    def numbers(self, entity: Entity, time: int) -> list[float]:
+        now = max([time, *(at for at, _ in entity.transactions)])
+        increments = (
+            [(at, 1.0) for at, _ in entity.transactions],
+            entity.transactions,
+            [(at, 1.0) for at, fraud in entity.labels if fraud],
+            [(at, 1.0) for at, fraud in entity.labels if not fraud],
+        )
+        sums = [
+            math.fsum(gain * 2.0 ** (-(now - at) / half_life) for at, gain in kind)
+            for kind in increments
+            for half_life in self.half_lives
+        ]
+        run, last_fraud, last_honest = run_of(entity.labels)
+        ages = [-1.0 if at is None else (now - at) / 1000 for at in (min(run, default=None), last_fraud, last_honest)]
+        return [*sums, ages[0], float(len(run)), ages[1], ages[2]]
+
+    def add_transaction(self, values: Values, time: int, amount: float) -> None:
+        for entity in self._of(values):
+            entity.transactions.append((time, amount))
+
+    def add_label(self, values: Values, time: int, fraud: bool) -> None:
+        for entity in self._of(values):
+            entity.labels.append((time, fraud))
+
+    def correct_label(self, values: Values, time: int, fraud: bool) -> None:
+        for entity in self._of(values):
+            alike = [i for i, label in enumerate(entity.labels) if label == (time, not fraud)]
+            del entity.labels[alike[-1]]
+            entity.labels.append((time, fraud))
+
+    def _of(self, values: Values) -> Iterator[Entity]:
+        for column, value in enumerate(values):
+            if value is not None:
+                yield self.entities.setdefault((column, value), Entity())
+
+
+def run_of(labels: Sequence[tuple[int, bool]]) -> tuple[list[int], int | None, int | None]:
+    """The times of the frauds of the last run, of the last known fraud and of the last known honest transaction."""
+    run: list[int] = []
+    frauds: list[int] = []
+    honest: list[int] = []
+    for time, fraud in labels:
+        if not fraud:
+            honest.append(time)
+            continue
+        begins = not frauds or (bool(honest) and max(honest) > max(frauds))
+        run = [time] if begins else [*run, time]
+        frauds.append(time)
+    return run, max(frauds, default=None), max(honest, default=None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One transaction of a file."""
+
+    values: tuple[str | None, ...]
+    time: int
+    amount: float = 0.0
+    label: int = UNKNOWN
+    known_at: int = 0
+
+
+class AnyContext(Protocol):
+    """What both `SlowContext` and `ContextTable` can do."""
+
+    def rows_of(self, values: Values, /) -> Any: ...
+    def read(self, rows: Any, time: int, /) -> Any: ...
+    def add_transaction(self, rows: Any, time: int, amount: float, /) -> None: ...
+    def add_label(self, rows: Any, time: int, fraud: bool, /) -> None: ...
+    def correct_label(self, rows: Any, time: int, fraud: bool, /) -> None: ...
+
+
+def replay(context: AnyContext, rows: Sequence[Row], delay: int, with_known_at: bool) -> npt.NDArray[np.float64]:
+    """What every row reads when rows arrive in order and each label takes effect as soon as it is known.
+
+    A label before the first row at or after its moment, silence one delay after the transaction; a fraud that is known
+    only after that corrects it.
+    """
+    pending: list[tuple[int, int, bool]] = []
+    """When, whose (by arrival), fraud."""
+    said_honest: set[int] = set()
+    places: list[Any] = []
+    reads = []
+    for arrival, row in enumerate(rows):
+        while pending and pending[0][0] <= row.time:
+            _, whose, fraud = heapq.heappop(pending)
+            act = context.correct_label if whose in said_honest else context.add_label
+            act(places[whose], rows[whose].time, fraud)
+            if not fraud:
+                said_honest.add(whose)
+        places.append(context.rows_of(row.values))
+        reads.append(np.array(context.read(places[-1], row.time)))
+        context.add_transaction(places[-1], row.time, row.amount)
+
+        silence = row.time + delay
+        known_at = row.known_at if with_known_at else silence
+        if row.label != FRAUD:
+            heapq.heappush(pending, (silence if row.label == UNKNOWN else min(known_at, silence), arrival, False))
+        else:
+            heapq.heappush(pending, (known_at, arrival, True))
+            if known_at > silence:
+                heapq.heappush(pending, (silence, arrival, False))
+    return np.array(reads)
+
+
+def coded(values: Sequence[str | None]) -> Coded:
+    """A column of texts; its values hold one that no row has, as a part of a table may."""
+    distinct = ["never seen", *sorted({v for v in values if v is not None})]
+    codes = [MISSING if v is None else distinct.index(v) for v in values]
+    return Coded(np.array(codes, dtype=np.int32), distinct)
+
+
+def columns_of(rows: Sequence[Row], with_known_at: bool) -> dict[str, Any]:
+    """The arguments of `context_columns` for some rows."""
+    return {
+        "entities": [coded(column) for column in zip(*(row.values for row in rows), strict=True)],
+        "time": np.array([row.time for row in rows], dtype=np.int64),
+        "amount": np.array([row.amount for row in rows]),
+        "label": np.array([row.label for row in rows], dtype=np.int8),
+        "known_at": np.array([row.known_at for row in rows], dtype=np.int64) if with_known_at else None,
+    }
+
+
+def in_float64(spec: ContextSpec, columns: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """`context_columns` before the cast to float32."""
+    out = np.full((len(columns["time"]), spec.width), np.nan)
+    context_module._fill_columns(out, spec, **columns)
+    return out
+
+
+def assert_same(got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]) -> None:
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+SPEC = ContextSpec(("merchant", "device"), (5_000, 60_000), 20_000)
+
+amounts = st.sampled_from([0.0, 1.0, 99.99, -12.5, 1e4])
+labels = st.sampled_from([UNKNOWN, HONEST, HONEST, FRAUD, FRAUD])
+values = st.tuples(st.sampled_from(["a", "a", "b", None]), st.sampled_from(["a", "x", "y", None]))
+"""The text "a" occurs in both columns: they are two entities."""
+
+
+@st.composite
+def files(draw: st.DrawFn) -> list[Row]:
+    """Rows in arrival order: equal times, long gaps, and labels known from long before to long after the delay."""
+    rows: list[Row] = []
+    time = draw(st.sampled_from([0, -3_600_000, 1_600_000_000_000]))
+    for _ in range(draw(st.integers(1, 40))):
+        time += draw(st.sampled_from([0, 0, 0, 1_000, 5_000, 7_001, 20_000, 90_000_000]))
+        known_at = time + draw(st.sampled_from([-9_000, 0, 1_000, 6_000, 12_001, 20_000, 20_001, 25_000, 60_000]))
+        rows.append(Row(draw(values), time, draw(amounts), draw(labels), known_at))
+    return rows
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 6 rows, so that short files have several, with several lanes each."""
+    monkeypatch.setattr(context_module, "STEPS", 3)
+    monkeypatch.setattr(context_module, "LANES", 2)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@settings(max_examples=250, deadline=None)
+@given(rows=files(), delay=st.sampled_from([0, 1, 5_000, 20_000]), with_known_at=st.booleans())
+def test_online_and_offline_equal_the_reference(rows: list[Row], delay: int, with_known_at: bool) -> None:
+    spec = ContextSpec(SPEC.columns, SPEC.half_lives, delay)
+    want = replay(SlowContext(spec.half_lives), rows, delay, with_known_at)
+
+    assert_same(replay(ContextTable(spec, capacity=2), rows, delay, with_known_at), want)
+
+    columns = columns_of(rows, with_known_at)
+    assert_same(in_float64(spec, columns), want)
+    single = context_columns(spec, **columns)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, want, rtol=1e-6, atol=1e-11)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One act on a context: a transaction, or another word on an earlier transaction."""
+
+    row: Row | None
+    whose: int = 0
+    fraud: bool = False
+
+
+@st.composite
+def acts(draw: st.DrawFn) -> list[Step]:
+    """Transactions at any time, many of them late, and labels that go back and forth."""
+    steps: list[Step] = []
+    count = 0
+    for _ in range(draw(st.integers(1, 40))):
+        if count and draw(st.booleans()):
+            steps.append(Step(None, draw(st.integers(0, count - 1)), draw(st.booleans())))
+        else:
+            time = 1_600_000_000_000 + 1_000 * draw(st.integers(-30, 30))
+            steps.append(Step(Row(draw(values), time, draw(amounts))))
+            count += 1
+    return steps
+
+
+@settings(max_examples=250, deadline=None)
+@given(steps=acts())
+def test_online_takes_late_transactions_and_corrections_in_any_order(steps: list[Step]) -> None:
+    slow, table = SlowContext(SPEC.half_lives), ContextTable(SPEC)
+    seen: list[Row] = []
+    said: dict[int, bool] = {}
+    for step in steps:
+        if step.row is not None:
+            row, rows = step.row, table.rows_of(step.row.values)
+            assert_same(table.read(rows, row.time), np.array(slow.read(row.values, row.time)))
+            slow.add_transaction(row.values, row.time, row.amount)
+            table.add_transaction(rows, row.time, row.amount)
+            seen.append(row)
+        elif said.get(step.whose) != step.fraud:
+            row = seen[step.whose]
+            for context in (slow, table):
+                act = context.add_label if step.whose not in said else context.correct_label  # type: ignore[attr-defined]
+                act(context.rows_of(row.values), row.time, step.fraud)  # type: ignore[attr-defined]
+            said[step.whose] = step.fraud
+        for row in seen[-3:]:
+            assert_same(
+                table.read(table.rows_of(row.values), row.time), np.array(slow.read(row.values, row.time))
+            )
+
+
+def crowded(seed: int, rows: int) -> list[Row]:
+    """One device with most rows, a country column with three values, a merchant column with many."""
+    rng = np.random.default_rng(seed)
+    times = np.sort(rng.integers(0, 120 * DAY, rows)) // 1000 * 1000
+    devices = ["most" if x < 0.8 else f"d{int(x * 1e4)}" for x in rng.random(rows)]
+    countries = rng.choice(["at", "ch", "de"], rows)
+    merchants = rng.integers(0, 300, rows)
+    fraud = (rng.random(rows) < 0.1) | (merchants < 6)
+    known_after = rng.choice([0, 1, 3, 7, 10, 40], rows) * DAY
+    return [
+        Row(
+            (device, str(country), f"m{merchant}" if merchant % 7 else None),
+            int(time),
+            float(amount),
+            int(label),
+            int(time + after),
+        )
+        for device, country, merchant, time, amount, label, after in zip(
+            devices, countries, merchants, times, rng.exponential(50, rows).round(2), fraud, known_after, strict=True
+        )
+    ]
+
+
+CROWD = ContextSpec(("device", "country", "merchant"), (HOUR, 7 * DAY), 7 * DAY)
+
+
+@pytest.mark.parametrize("with_known_at", [False, True])
+def test_few_entities_with_many_rows(with_known_at: bool) -> None:
+    """More rows than a block of the scan has, most of them of one entity; every kind of correction among them."""
+    rows = crowded(seed=1, rows=18_000)
+    assert len(rows) > context_module.STEPS * context_module.LANES
+    want = replay(ContextTable(CROWD), rows, CROWD.label_delay, with_known_at)
+    assert_same(in_float64(CROWD, columns_of(rows, with_known_at)), want)
+
+
+def test_online_equals_the_reference_over_a_long_history() -> None:
+    rows = crowded(seed=2, rows=700)
+    want = replay(SlowContext(CROWD.half_lives), rows, CROWD.label_delay, with_known_at=True)
+    assert_same(replay(ContextTable(CROWD), rows, CROWD.label_delay, with_known_at=True), want)
+
+
+def test_many_entities_sort_beyond_sixteen_bits() -> None:
+    """Entities with codes above 65,535 are their own: a sort by the low 16 bits alone would mix them."""
+    n = 70_000
+    codes = np.r_[np.arange(n), [3, 65_538, 65_539, MISSING, 3]].astype(np.int32)
+    time = np.arange(len(codes), dtype=np.int64) * 1_000
+    spec = ContextSpec(("card",), (10**12,), 10**12)
+    out = context_columns(spec, [Coded(codes, [""] * n)], time, time / 1_000, None, None)
+    count, amount = out[:, 0], out[:, 1]
+    np.testing.assert_allclose(count[:n], 0)
+    np.testing.assert_allclose(count[n:], [1, 1, 1, 0, 2], rtol=1e-4)
+    np.testing.assert_allclose(amount[n:], [3, 65_538, 65_539, 0, 70_003], rtol=1e-4)
+
+
+# One terminal by hand: half-life one day, label delay two days.
+
+HAND = ContextSpec(("terminal",), (DAY,), 2 * DAY)
+
+
+def named(spec: ContextSpec, read: npt.NDArray[Any]) -> dict[str, float]:
+    return dict(zip(spec.names(), read.tolist(), strict=True))
+
+
+def both_ways(rows: Sequence[Row], spec: ContextSpec = HAND, with_known_at: bool = True) -> list[dict[str, float]]:
+    """What every row reads, by name; online and offline are the same."""
+    online = replay(ContextTable(spec), rows, spec.label_delay, with_known_at)
+    assert_same(in_float64(spec, columns_of(rows, with_known_at)), online)
+    return [named(spec, read) for read in online]
+
+
+def test_first_transaction_reads_nothing() -> None:
+    nothing = {
+        "terminal.count_1d": 0.0,
+        "terminal.amount_1d": 0.0,
+        "terminal.fraud_1d": 0.0,
+        "terminal.honest_1d": 0.0,
+        "terminal.run_age_s": -1.0,
+        "terminal.run_length": 0.0,
+        "terminal.since_fraud_s": -1.0,
+        "terminal.since_honest_s": -1.0,
+    }
+    assert both_ways([Row(("t",), 5 * DAY, 10.0)]) == [nothing]
+
+
+def test_numbers_by_hand() -> None:
+    rows = [
+        Row(("t",), 0, 8.0, FRAUD, 2 * DAY),
+        Row(("t",), DAY, 2.0, HONEST, 3 * DAY),
+        Row(("t",), 2 * DAY, 1.0, FRAUD, 4 * DAY),
+        Row(("t",), 4 * DAY, 0.0, HONEST, 6 * DAY),
+    ]
+    reads = both_ways(rows)
+    assert reads[1]["terminal.count_1d"] == 0.5
+    assert reads[1]["terminal.amount_1d"] == 4.0
+    assert reads[2]["terminal.count_1d"] == 0.75
+    assert reads[2]["terminal.amount_1d"] == 3.0
+    assert reads[2]["terminal.fraud_1d"] == 0.25, "known exactly at this transaction's time, and two half-lives old"
+    assert reads[2]["terminal.honest_1d"] == 0.0
+    assert reads[2]["terminal.run_age_s"] == 2 * DAY / 1000
+    assert reads[3] == {
+        "terminal.count_1d": 0.0625 + 0.125 + 0.25,
+        "terminal.amount_1d": 0.5 + 0.25 + 0.25,
+        "terminal.fraud_1d": 0.0625 + 0.25,
+        "terminal.honest_1d": 0.125,
+        "terminal.run_age_s": 2 * DAY / 1000,  # the honest one of day 1 ended the run of day 0
+        "terminal.run_length": 1.0,
+        "terminal.since_fraud_s": 2 * DAY / 1000,
+        "terminal.since_honest_s": 3 * DAY / 1000,
+    }
+
+
+def test_a_label_counts_from_the_moment_it_is_known() -> None:
+    for known_at, fraud_read in ((DAY, 0.5), (DAY + 1, 0.0)):
+        reads = both_ways([Row(("t",), 0, 0.0, FRAUD, known_at), Row(("t",), DAY)])
+        assert reads[1]["terminal.fraud_1d"] == fraud_read
+
+
+def test_silence_counts_as_honest_from_one_delay_on() -> None:
+    for time, honest_read in ((2 * DAY - 1, 0.0), (2 * DAY, 0.25)):
+        reads = both_ways([Row(("t",), 0), Row(("t",), time)], with_known_at=False)
+        assert reads[1]["terminal.honest_1d"] == pytest.approx(honest_read)
+        assert reads[1]["terminal.since_honest_s"] == (time / 1000 if honest_read else -1.0)
+
+
+def test_a_late_fraud_was_honest_until_it_is_known() -> None:
+    rows = [Row(("t",), 0, 0.0, FRAUD, 3 * DAY), Row(("t",), 2 * DAY), Row(("t",), 3 * DAY, 0.0, HONEST, 9 * DAY)]
+    reads = both_ways(rows)
+    assert [read["terminal.honest_1d"] for read in reads] == [0.0, 0.25, 0.0]
+    assert [read["terminal.fraud_1d"] for read in reads] == [0.0, 0.0, 0.125]
+    assert [read["terminal.since_honest_s"] for read in reads] == [-1.0, 2 * DAY / 1000, -1.0]
+    assert [read["terminal.run_length"] for read in reads] == [0.0, 0.0, 1.0]
+
+
+def test_a_transaction_never_reads_its_own_label() -> None:
+    """A label known at or before its transaction's own time was read by that transaction offline, and by those of the
+    same time before it: with `label_delay = "0d"` every row saw its answer."""
+    zero = ContextSpec(HAND.columns, HAND.half_lives, 0)
+    rows = [Row(("t",), DAY, 0.0, FRAUD, known_at) for known_at in (0, DAY, DAY)]
+    reads = both_ways(rows, zero)
+    assert [read["terminal.fraud_1d"] for read in reads] == [0.0, 1.0, 2.0]
+    reads = both_ways(rows, zero, with_known_at=False)
+    assert [read["terminal.run_length"] for read in reads] == [0.0, 1.0, 2.0]
+
+
+def test_known_at_in_the_far_future_does_not_disturb_other_entities() -> None:
+    """The year 9999 as "never" overflowed the search for the first row that hears a label, with many entities."""
+    never, n = 253_370_764_800_000, 40_000
+    codes = np.r_[np.arange(n), np.arange(n)].astype(np.int32)
+    time = np.r_[np.zeros(n), np.full(n, DAY)].astype(np.int64)
+    label = np.r_[np.ones(n), np.zeros(n)].astype(np.int8)
+    known_at = np.full(2 * n, never)
+    known_at[: n : 2] = DAY
+    spec = ContextSpec(("card",), (DAY,), 2 * DAY)
+    out = context_columns(spec, [Coded(codes, [""] * n)], time, None, label, known_at)
+    fraud = out[n:, 2]
+    assert (fraud[0::2] == 0.5).all()
+    assert (fraud[1::2] == 0.0).all()
+
+
+def test_a_corrected_honest_transaction_no_longer_parts_two_runs() -> None:
+    """Fraud at 0, honest at 1, fraud at 2 are two runs; once the one in between is a fraud too, they are one of 3."""
+    spec = ContextSpec(HAND.columns, HAND.half_lives, 10)
+    rows = [
+        Row(("t",), 0, 0.0, FRAUD, 5),
+        Row(("t",), 1, 0.0, FRAUD, 50),
+        Row(("t",), 2, 0.0, FRAUD, 12),
+        Row(("t",), 48),
+        Row(("t",), 50),
+    ]
+    reads = both_ways(rows, spec)
+    assert [read["terminal.run_length"] for read in reads] == [0.0, 0.0, 0.0, 1.0, 3.0]
+    assert [read["terminal.run_age_s"] for read in reads[3:]] == [0.046, 0.05]
+
+
+def test_missing_values_read_nothing_and_change_nothing() -> None:
+    spec = ContextSpec(("merchant", "device"), (DAY,), DAY)
+    nothing = [0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, -1.0]
+    table = ContextTable(spec)
+    rows = table.rows_of((None, None))
+    assert rows.tolist() == [NO_ENTITY, NO_ENTITY]
+    table.add_transaction(rows, 5, 1.0)
+    table.add_label(rows, 5, True)
+    table.correct_label(rows, 5, False)
+    assert table.read(rows, 10).tolist() == nothing * 2
+    reads = both_ways([Row((None, "x"), 0, 1.0, FRAUD, DAY), Row((None, "x"), DAY)], spec)
+    assert list(reads[1].values()) == [*nothing, 0.5, 0.5, 0.5, 0.0, 86400.0, 1.0, 86400.0, -1.0]
+
+
+def test_a_late_transaction_reads_and_adds_at_the_newest_time() -> None:
+    table = ContextTable(HAND)
+    rows = table.rows_of(("t",))
+    table.add_transaction(rows, 2 * DAY, 4.0)
+    late = named(HAND, table.read(rows, DAY))
+    assert late["terminal.count_1d"] == 1.0, "nothing grows back in time"
+    table.add_transaction(rows, DAY, 8.0)
+    after = named(HAND, table.read(rows, 2 * DAY))
+    assert after["terminal.count_1d"] == 1.5
+    assert after["terminal.amount_1d"] == 8.0
+    table.add_label(rows, DAY, True)
+    assert named(HAND, table.read(rows, 0))["terminal.since_fraud_s"] == 86400.0
+
+
+def test_the_last_of_equal_labels_is_corrected() -> None:
+    """Labels of one entity that are alike in time and value: the one that took effect last is taken out."""
+    table = ContextTable(HAND)
+    rows = table.rows_of(("t",))
+    for time in (0, 10, 10, 20):
+        table.add_transaction(rows, time, 0.0)
+    for time, fraud in ((0, True), (10, False), (20, True), (10, False)):
+        table.add_label(rows, time, fraud)
+    table.correct_label(rows, 10, True)
+    # the first honest one still parts 0 from 20; were it taken out, the run would be 0, 20, 10
+    assert named(HAND, table.read(rows, 20))["terminal.run_length"] == 2.0
+
+
+def test_unknown_amounts_and_no_labels() -> None:
+    time = np.array([0, DAY], dtype=np.int64)
+    entities = [coded(["t", "t"])]
+    out = context_columns(HAND, entities, time, np.array([np.nan, 3.0]), None, None)
+    assert named(HAND, out[1])["terminal.amount_1d"] == 0.0
+    out = context_columns(HAND, entities, time, None, None, None)
+    assert named(HAND, out[1])["terminal.count_1d"] == 0.5
+    assert named(HAND, out[1])["terminal.amount_1d"] == 0.0
+    # without a label column nobody ever says fraud: silence is honest
+    late = context_columns(HAND, entities, time * 3, None, None, None)
+    assert named(HAND, late[1])["terminal.honest_1d"] == 0.125
+
+
+def test_no_rows_and_no_context() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    out = context_columns(HAND, [Coded(nothing.astype(np.int32), [])], nothing, None, None, None)
+    assert out.shape == (0, 8)
+    none = ContextSpec((), (DAY,), DAY)
+    assert context_columns(none, [], np.zeros(3, dtype=np.int64), None, None, None).shape == (3, 0)
+    only_missing = [Coded(np.full(2, MISSING, dtype=np.int32), ["t"])]
+    out = context_columns(HAND, only_missing, np.zeros(2, dtype=np.int64), None, None, None)
+    assert out.tolist() == [[0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, -1.0]] * 2
+
+
+def test_rows_are_made_once_and_survive_growth() -> None:
+    table = ContextTable(ContextSpec(("merchant", "device"), (DAY,), DAY), capacity=2)
+    first = table.rows_of(("a", "a")).tolist()
+    assert len({*first, NO_ENTITY}) == 3
+    table.add_transaction(np.array(first[:1]), 0, 7.0)
+    more = [table.rows_of((f"m{i}", None))[0] for i in range(20)]
+    assert len({*first, *more}) == 22
+    assert table.rows_of(("a", "a")).tolist() == first
+    assert table.read(np.array(first[:1]), DAY)[:2].tolist() == [0.5, 3.5]
+    assert table.read(np.array(more), DAY).reshape(20, -1)[:, 0].tolist() == [0.0] * 20
+
+
+def some_table() -> tuple[ContextTable, npt.NDArray[np.int64]]:
+    table = ContextTable(SPEC, capacity=2)
+    rows = table.rows_of(("a", "x"))
+    for time in (0, 5_000, 9_000):
+        table.add_transaction(rows, time, 2.0)
+    table.add_label(rows, 0, True)
+    table.add_label(rows, 5_000, False)
+    table.add_label(rows, 9_000, True)
+    return table, rows
+
+
+def test_saved_rows_take_back_what_came_next() -> None:
+    table, rows = some_table()
+    before = table.read(rows, 20_000).tolist()
+    saved = table.save_rows(rows)
+    table.add_transaction(rows, 15_000, 1.0)
+    table.correct_label(rows, 5_000, True)
+    table.add_label(rows, 15_000, False)
+    assert table.read(rows, 20_000).tolist() != before
+    table.restore_rows(saved)
+    assert table.read(rows, 20_000).tolist() == before
+    # the log behind corrections is as it was, too
+    table.correct_label(rows, 5_000, True)
+    assert named(SPEC, table.read(rows, 20_000))["merchant.run_length"] == 3.0
+
+
+def test_a_dump_restores_to_the_same_table() -> None:
+    table, rows = some_table()
+    table.correct_label(rows, 0, False)
+    again = ContextTable(SPEC, capacity=1)
+    again.restore(list(table.rows), table.dump())
+    for both in (table, again):
+        assert both.rows_of(("a", "x")).tolist() == rows.tolist()
+        both.correct_label(rows, 5_000, True)
+        both.correct_label(rows, 0, True)
+        both.add_transaction(both.rows_of(("new", "x")), 30_000, 1.0)
+    assert again.read(rows, 40_000).tolist() == table.read(rows, 40_000).tolist()
+    assert named(SPEC, again.read(rows, 40_000))["merchant.run_length"] == 3.0
+
+
+def test_last_run_of_no_effects() -> None:
+    never = context_module.NEVER
+    assert last_run(np.zeros(0, dtype=np.int64)).tolist() == [never, 0, never, never]
+
+
+def test_names_say_column_kind_and_half_life() -> None:
+    spec = ContextSpec(("shop", "ip"), (HOUR, DAY, 14 * DAY), DAY)
+    assert spec.numbers_per_column == 16
+    assert spec.width == 32 == len(spec.names())
+    assert spec.names()[:4] == ["shop.count_0.0416667d", "shop.count_1d", "shop.count_14d", "shop.amount_0.0416667d"]
+    runs = ["ip.run_age_s", "ip.run_length", "ip.since_fraud_s", "ip.since_honest_s"]
+    assert spec.names()[-5:] == ["ip.honest_14d", *runs]
+
+
+def test_spec_of_a_configuration() -> None:
+    config = parse_config(
+        """
+        data = {user = "u", time = "t", label_delay = "3d"}
+        features = {context = ["shop"], ip = ["address"], half_lives = ["1h", "2d"]}
+        """,
+        "test",
+    )
+    assert context_spec(config, schema_of(config)) == ContextSpec(("shop", "address"), (HOUR, 2 * DAY), 3 * DAY)
+
+
+def test_as_rows_gives_the_values_of_a_row() -> None:
+    entities = [coded(["a", None, "b"]), coded(["x", "x", None])]
+    assert [as_rows(entities, row) for row in range(3)] == [["a", "x"], [None, "x"], ["b", None]]
