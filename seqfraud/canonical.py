@@ -15,6 +15,9 @@ from seqfraud.config import TimeUnit, format_instant, instant_ms
 IPV4_PREFIX = 24
 IPV6_PREFIX = 48
 
+LARGEST_NUMBER = 1e30
+"""The largest number, up or down: sums of many such still fit float32; one infinity would spoil a state for good."""
+
 EARLIEST_MS = -62_135_596_800_000
 """The year 1; ISO 8601 texts have no earlier time."""
 LATEST_MS = 253_402_300_800_000

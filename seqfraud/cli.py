@@ -26,6 +26,7 @@ class Command:
 
 COMMANDS = {
     "simulate": Command("training.commands", "simulate", "Make transactions with fraud that depends on history."),
+    "init": Command("training.commands", "init", "Look at a file and propose a commented configuration."),
     "train": Command("training.commands", "train", "Train by a configuration; writes a run folder."),
     "evaluate": Command("training.commands", "evaluate", "Figures of a run, on its own or on other data."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),

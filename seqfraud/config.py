@@ -134,7 +134,7 @@ class TrainingConfig:
 
     epochs: int = 8
     patience: int = 3
-    users_per_batch: int = 96
+    users_per_batch: int = 32
     events_per_chunk: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2

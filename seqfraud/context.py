@@ -98,7 +98,10 @@ class ContextTable:
     def __init__(self, spec: ContextSpec, capacity: int = 1024) -> None:
         self.spec = spec
         self._rate = np.tile(-1.0 / np.array(spec.half_lives, dtype=np.float64), (4, 1))
-        """float64 [4, L], one row for each kind of sum: NumPy is quickest where shapes are equal."""
+        """float64 [4, L], the same for each kind of sum: NumPy is quickest where shapes are equal."""
+        self._gain = np.zeros_like(self._rate)
+        self._gain[COUNT] = 1.0
+        """float64 [4, L]: what the transaction at hand adds; only its amount changes."""
         self.rows: dict[tuple[int, str], int] = {}
         self.newest: Int64 = np.full(capacity, NEVER, dtype=np.int64)
         self.sums: Float64 = np.zeros((capacity, 4, len(spec.half_lives)))
@@ -124,6 +127,12 @@ class ContextTable:
             out[column] = row
         return out
 
+    def forget_newest(self, left: int) -> None:
+        """Forget entities that were made last, and to which nothing happened, until `left` are left."""
+        while len(self.rows) > left:
+            self.rows.popitem()
+            self.effects.pop()
+
     def _grow(self) -> None:
         more = len(self.newest)
         self.newest = np.concatenate([self.newest, np.full(more, NEVER, dtype=np.int64)])
@@ -140,14 +149,15 @@ class ContextTable:
             newest = self.newest.item(row)
             now = max(newest, time)
             sums = self.sums[row] * np.exp2(self._rate * float(now - newest))
-            out[begin : begin + size - 4] = sums.reshape(-1)
-            out[begin + size - 4 : begin + size] = run_read(self.run[row].tolist(), now)
+            end = begin + size
+            out[begin : end - 4] = sums.reshape(-1)
+            out[end - 4 : end] = run_read(self.run[row].tolist(), now)
         return out
 
     def add_transaction(self, rows: Int64, time: int, amount: float) -> None:
         """Count a transaction for its entities; one older than an entity's newest is added already decayed."""
-        gain = np.zeros_like(self._rate)
-        gain[COUNT], gain[AMOUNT] = 1.0, amount
+        gain = self._gain
+        gain[AMOUNT] = amount
         for row in rows.tolist():
             if row == NO_ENTITY:
                 continue
@@ -164,7 +174,7 @@ class ContextTable:
         """A label of a transaction of that time takes effect."""
         for row in rows.tolist():
             if row != NO_ENTITY:
-                self._shift_known(row, time, FRAUD if fraud else HONEST, 1.0)
+                self.sums[row, FRAUD if fraud else HONEST] += self._known(row, time)
                 self._fold(row, time, fraud)
                 self.effects[row].append(4 * time + fraud)
 
@@ -175,15 +185,20 @@ class ContextTable:
         """
         for row in rows.tolist():
             if row != NO_ENTITY:
-                self._shift_known(row, time, HONEST if fraud else FRAUD, -1.0)
-                self._shift_known(row, time, FRAUD if fraud else HONEST, 1.0)
+                known = self._known(row, time)
+                self.sums[row, HONEST if fraud else FRAUD] -= known
+                self.sums[row, FRAUD if fraud else HONEST] += known
                 self.effects[row].append(4 * time + 2 + fraud)
                 self.run[row] = last_run(np.array(self.effects[row], dtype=np.int64))
 
     def save_rows(self, rows: Int64) -> "SavedRows":
         """A copy of some entities, to take back what comes next."""
         return SavedRows(
-            rows, self.newest[rows], self.sums[rows], self.run[rows], [len(self.effects[r]) for r in rows.tolist()]
+            rows,
+            self.newest.take(rows),
+            self.sums.take(rows, axis=0),
+            self.run.take(rows, axis=0),
+            [len(self.effects[row]) for row in rows.tolist()],
         )
 
     def restore_rows(self, saved: "SavedRows") -> None:
@@ -217,9 +232,10 @@ class ContextTable:
         parts = np.split(arrays["effects"], ends[:-1])
         self.effects = [array("q", part.tobytes()) for part in parts]
 
-    def _shift_known(self, row: int, time: int, kind: int, by: float) -> None:
-        known = self.sums[row, kind]
-        known += by * np.exp2(self._rate[kind] * float(self.newest.item(row) - time))
+    def _known(self, row: int, time: int) -> Float64:
+        """float64 [L]: what one known transaction of that time is by the entity's newest time."""
+        known: Float64 = np.exp2(self._rate[0] * float(self.newest.item(row) - time))
+        return known
 
     def _fold(self, row: int, time: int, fraud: bool) -> None:
         if fraud:
@@ -579,8 +595,9 @@ class _Runs:
 def _latest(heard: Int64, low: int, high: int) -> Int64:
     """int64 [high - low]: index of the last item of `heard` (ascending rows) at or before each row; -1 none."""
     begin, end = np.searchsorted(heard, (low, high)).tolist()
-    items: Int64 = np.cumsum(np.bincount(heard[begin:end] - low, minlength=high - low))
-    return items + (begin - 1)
+    heard_so_far: Int64 = np.cumsum(np.bincount(heard[begin:end] - low, minlength=high - low))
+    heard_so_far += begin - 1
+    return heard_so_far
 
 
 def _runs_told(rows: _Rows, told: _Told) -> _Runs:

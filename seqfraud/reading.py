@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from seqfraud.canonical import LATEST_MS, canonical_text, time_ms
+from seqfraud.canonical import LARGEST_NUMBER, LATEST_MS, canonical_text, time_ms
 from seqfraud.config import DataConfig, TimeUnit
 from seqfraud.errors import DataError
 from seqfraud.schema import Schema
@@ -80,7 +80,9 @@ def read_transactions(
         raw = source(column)
         values[:, i], bad = _floats(raw, path, column)
         note("not a number", column, bad, raw)
-        note("infinite number", column, np.isinf(values[:, i]), raw)
+        size = np.abs(values[:, i])
+        note("infinite number", column, np.isinf(size), raw)
+        note(f"number beyond {LARGEST_NUMBER:g}", column, (size > LARGEST_NUMBER) & ~np.isinf(size), raw)
         note("missing number", column, np.isnan(values[:, i]) & ~bad, raw)
     texts = tuple(_coded(source(column), path, column) for column in schema.texts)
 

@@ -102,7 +102,7 @@ class Transactions:
         return plain + [_networks(self.text(column)) for column in self.schema.ip]
 
     def id_texts(self) -> list[str]:
-        """The id of every row as the service would answer it; derived from the declared content without an id column."""
+        """The id of every row as the service would answer it; without an id column derived from the content."""
         if isinstance(self.ids, Coded):
             return [text or "" for text in self.ids.texts()]
         if self.ids is not None:

@@ -19,15 +19,16 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
-import falcon
-
 from seqfraud.errors import RequestError
-from serve.hug_compat import hug
+from serve.hug_compat import falcon, hug
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "SCORE_PATH", "ServiceLike", "create_app", "declared_length"]
 
 SCORE_PATH = "/v1/score"
 DEFAULT_MAX_BODY_BYTES = 4 * 1024 * 1024
+
+_DISCARDED_BODIES = 16
+_DISCARD_BYTES = 256 * 1024
 
 _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
 _ID_SUFFIXES = ("/explanation",)
@@ -177,9 +178,11 @@ def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
     if length is None:
         body = stream.read(limit + 1) if environ.get("wsgi.input_terminated") else b""
         if len(body) > limit:
+            _discard(stream, _DISCARDED_BODIES * limit)
             raise _too_large(limit)
         return body
     if length > limit:
+        _discard(stream, min(length, _DISCARDED_BODIES * limit))
         raise _too_large(limit)
     body = stream.read(length)
     if len(body) != length:
@@ -194,6 +197,16 @@ def declared_length(environ: WSGIEnvironment) -> int | None:
     if "HTTP_TRANSFER_ENCODING" in environ or not (text.isascii() and text.isdigit()):
         return None
     return int(text)
+
+
+def _discard(stream: InputStream, length: int) -> None:
+    """Reads up to `length` bytes of a body that is refused.
+
+    Most clients write all of it before they read an answer: for them the connection would break and
+    the reason be lost.
+    """
+    while length > 0 and (dropped := stream.read(min(length, _DISCARD_BYTES))):
+        length -= len(dropped)
 
 
 def _too_large(limit: int) -> RequestError:

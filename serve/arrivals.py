@@ -44,7 +44,8 @@ def arrivals(table: Transactions, label_delay: int, since: int | None, until: in
     wanted, known_at = _labels_worth_saying(table, label_delay)
     wanted = wanted[(known_at[wanted] >= low) & (known_at[wanted] < high)]
     wanted = wanted[np.argsort(known_at[wanted], kind="stable")]
-    labels = [DueLabel(ids[i], bool(table.label[i]), int(known_at[i])) for i in wanted.tolist()] if len(wanted) else []
+    fraud = np.zeros(0) if table.label is None else table.label == 1
+    labels = [DueLabel(ids[i], bool(fraud[i]), int(known_at[i])) for i in wanted.tolist()]
     at = 0
     rows = np.flatnonzero((table.time >= low) & (table.time < high))
     for row, transaction in zip(rows.tolist(), table.take(rows).raw_rows(), strict=True):
@@ -57,9 +58,7 @@ def arrivals(table: Transactions, label_delay: int, since: int | None, until: in
         yield Arrival(labels[at:], None, {})
 
 
-def _labels_worth_saying(
-    table: Transactions, label_delay: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _labels_worth_saying(table: Transactions, label_delay: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows [n] whose label is not what silence says by then, and when each row's label is known [N]."""
     silence = table.time + label_delay
     known_at = silence if table.known_at is None else table.known_at

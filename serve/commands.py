@@ -30,9 +30,9 @@ def load(
 
     Example: seqfraud load history.parquet --bundle bundle --state state --until 2018-08-08
     """
-    from seqfraud.bulk import read_for_bundle  # noqa: PLC0415
-    from serve.load import load as load_table  # noqa: PLC0415
-    from serve.service import Service  # noqa: PLC0415
+    from seqfraud.bulk import read_for_bundle
+    from serve.load import load as load_table
+    from serve.service import Service
 
     opened = open_bundle(bundle)
     table = read_for_bundle(opened, data)
@@ -57,8 +57,8 @@ def serve(
 
     Example: seqfraud serve --bundle bundle --state state --port 8000
     """
-    from serve.server import ServerSettings, serve_forever  # noqa: PLC0415
-    from serve.service import Service  # noqa: PLC0415
+    from serve.server import ServerSettings, serve_forever
+    from serve.service import Service
 
     opened = open_bundle(bundle)
     settings = ServerSettings(host=host, port=port, log_access=access_log)
@@ -80,13 +80,13 @@ def replay(
 ) -> None:
     """Stream a file through a running service in arrival order, labels interleaved when they become known.
 
-    Example: seqfraud replay transactions.parquet --url http://127.0.0.1:8000 --since 2018-08-08 --against scores.parquet
+    Example: seqfraud replay data.parquet --url http://127.0.0.1:8000 --since 2018-08-08 --against scores.parquet
     """
-    from seqfraud.bulk import read_for  # noqa: PLC0415
-    from seqfraud.bundle import LabelSource  # noqa: PLC0415
-    from seqfraud.schema import Schema  # noqa: PLC0415
-    from serve.replay import Client  # noqa: PLC0415
-    from serve.replay import replay as replay_table  # noqa: PLC0415
+    from seqfraud.bulk import read_for
+    from seqfraud.bundle import LabelSource
+    from seqfraud.schema import Schema
+    from serve.replay import Client
+    from serve.replay import replay as replay_table
 
     client = Client(url)
     model = client.call("GET", "/v1/model")[1]
@@ -125,7 +125,7 @@ def replay(
 
 def scores_of(path: Path) -> dict[str, float]:
     """Probabilities by transaction id of a file written by `seqfraud score`."""
-    import pyarrow.parquet as parquet  # noqa: PLC0415
+    import pyarrow.parquet as parquet
 
     if not path.is_file():
         raise ConfigError(f"--against: {path}: no such file")

@@ -4,17 +4,26 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from seqfraud.bundle import Manifest
-from seqfraud.canonical import EARLIEST_MS, LATEST_MS, canonical_text, content_digest, network_of, time_ms
+from seqfraud.canonical import (
+    EARLIEST_MS,
+    LARGEST_NUMBER,
+    LATEST_MS,
+    canonical_text,
+    content_digest,
+    network_of,
+    time_ms,
+)
 from seqfraud.config import TimeUnit
 from seqfraud.errors import RequestError
 from seqfraud.vocabulary import UNSEEN
 
 Text = str | int | float | bool | None
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
 @dataclass(slots=True, frozen=True)
@@ -60,15 +69,15 @@ class TransactionDecoder:
                 kind = str if schema.time_unit == "iso" else int | float
                 types.append((f"f{i}", kind, msgspec.field(name=column)))
             elif column in schema.numbers and column in optional:
-                types.append((f"f{i}", float | None, msgspec.field(name=column, default=None)))
+                types.append((f"f{i}", Number | None, msgspec.field(name=column, default=None)))
             elif column in schema.numbers:
-                types.append((f"f{i}", float, msgspec.field(name=column)))
+                types.append((f"f{i}", Number, msgspec.field(name=column)))
             else:
                 types.append((f"f{i}", Text, msgspec.field(name=column, default=None)))
         # fields with a default have to come last
         types.sort(key=lambda t: t[2].default is not msgspec.NODEFAULT)
         self._struct = msgspec.defstruct("Transaction", types, gc=False)
-        self._decode = msgspec.json.Decoder(self._struct).decode
+        self._json = msgspec.json.Decoder(self._struct)
         self._encode = msgspec.json.Encoder().encode
         get = {column: f"f{i}" for i, column in enumerate(self._fields)}
         self._id = None if schema.transaction is None else get[schema.transaction]
@@ -86,17 +95,12 @@ class TransactionDecoder:
 
     def decode(self, body: bytes | msgspec.Raw) -> Transaction:
         """One transaction from JSON. Raises RequestError."""
-        try:
-            row = self._decode(body)
-        except msgspec.ValidationError as error:
-            raise validation_error(error) from None
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise RequestError(400, "invalid_json", str(error)) from None
-        return self._transaction(row)
+        return self._transaction(decode_as(body, self._json))
 
     def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
-        return decode_as(body, _raw_list)
+        items: list[msgspec.Raw] = decode_as(body, _raw_list)
+        return items
 
     def _transaction(self, row: Any) -> Transaction:
         time = self._time_of(getattr(row, self._time))
@@ -104,18 +108,15 @@ class TransactionDecoder:
         numbers = [math.nan if (x := getattr(row, name)) is None else x for name in self._numbers]
         texts = [None if (x := getattr(row, name)) is None else canonical_text(x) for name in self._texts]
         content = content_digest(user, time, numbers, texts)
-        if self._id is None:
-            identity = content.hex()
-        else:
-            identity = text_of(getattr(row, self._id), str(self._schema.transaction))
+        own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
         amount = 0.0 if self._amount is None else numbers[self._amount]
         return Transaction(
-            id=identity,
+            id=content.hex() if own_id is None else own_id,
             user=user,
             time=time,
             numbers=numbers,
             categories=[UNSEEN if (x := texts[i]) is None else ids.get(x, UNSEEN) for i, ids in self._lookups],
-            entities=[None if (x := texts[i]) is None else x if fold is None else fold(x) for i, fold in self._entities],
+            entities=[x if (x := texts[i]) is None or fold is None else fold(x) for i, fold in self._entities],
             amount=0.0 if math.isnan(amount) else amount,
             content=content,
             raw=self._encode(row),
@@ -162,13 +163,13 @@ def validation_error(error: msgspec.ValidationError) -> RequestError:
     return RequestError(422, "invalid_field", f"{field}: {words}" if field and not missing else words, field)
 
 
-def decode_as(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+def decode_as(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[Any]) -> Any:
     """JSON by a decoder, with the errors of the HTTP edge."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise validation_error(error) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, "invalid_json", str(error)) from None
 
 

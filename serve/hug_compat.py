@@ -1,7 +1,7 @@
 """The one place that imports Hug, which was frozen in 2020.
 
-Everything else writes `from serve.hug_compat import hug`. Three things stand between Hug 2.6.1 and
-a current installation, and all three are dealt with here:
+Everything else writes `from serve.hug_compat import falcon, hug`. Three things stand between Hug
+2.6.1 and a current installation, and all three are dealt with here:
 
 - `hug.output_format` asks for `numpy.unicode_`, which NumPy 2 removed: it is there while Hug is
   imported, and only then, so that nothing else takes this NumPy for an old one.
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy
 
-__all__ = ["hug"]
+__all__ = ["falcon", "hug"]
 
 # A warning at compile time carries the file's path without `.py` where others carry the module.
 _OWN_CODE = r"(.*/)?(hug|falcon)([./]|\Z)"
@@ -48,3 +48,4 @@ def _import_hug() -> Any:
 
 
 hug: Any = _import_hug()
+falcon: Any = hug.interface.falcon

@@ -61,7 +61,19 @@ class Journal:
     """Append and look up; sequence numbers start at 1 and count transactions and labels alike."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        except sqlite3.Error as error:
+            raise RunError(f"{path}: {error}") from error
+        try:
+            self._open(path)
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise RunError(f"{path}: not readable as a journal: {error}") from error
+            raise
+
+    def _open(self, path: Path) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
@@ -69,7 +81,6 @@ class Journal:
         if version is None:
             self.set_meta("version", str(VERSION))
         elif version != str(VERSION):
-            self._db.close()
             raise RunError(f"{path}: journal format {version}; this version reads format {VERSION}")
         last = self._db.execute(
             "SELECT max(coalesce((SELECT max(seq) FROM transactions), 0), coalesce((SELECT max(seq) FROM labels), 0))"
@@ -151,21 +162,23 @@ class Journal:
 
     def events_before(self, user: str, time: int) -> int:
         """Number of accepted transactions of a user at or before a time."""
-        row = self._db.execute("SELECT count(*) FROM transactions WHERE user = ? AND time <= ?", (user, time)).fetchone()
+        row = self._db.execute(
+            "SELECT count(*) FROM transactions WHERE user = ? AND time <= ?", (user, time)
+        ).fetchone()
         return int(row[0])
 
     def recent(self, user: str, limit: int) -> list[TransactionRecord]:
         """The newest transactions of a user by time, newest first."""
         rows = self._db.execute(
-            f"SELECT {_TRANSACTION} FROM transactions WHERE user = ? ORDER BY time DESC, seq DESC LIMIT ?", (user, limit)
+            f"SELECT {_TRANSACTION} FROM transactions WHERE user = ? ORDER BY time DESC, seq DESC LIMIT ?",
+            (user, limit),
         )
         return [TransactionRecord(*row) for row in rows]
 
     def after(self, seq: int) -> Iterator[TransactionRecord | LabelRecord]:
         """Every record after a sequence number, in arrival order."""
-        transactions = map(lambda row: TransactionRecord(*row), self._db.execute(
-            f"SELECT {_TRANSACTION} FROM transactions WHERE seq > ? ORDER BY seq", (seq,)
-        ))  # fmt: skip
+        rows = self._db.execute(f"SELECT {_TRANSACTION} FROM transactions WHERE seq > ? ORDER BY seq", (seq,))
+        transactions = (TransactionRecord(*row) for row in rows)
         labels = map(_label, self._db.execute(f"SELECT {_LABEL} FROM labels WHERE seq > ? ORDER BY seq", (seq,)))
         a, b = next(transactions, None), next(labels, None)
         while a is not None or b is not None:

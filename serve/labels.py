@@ -61,8 +61,13 @@ class LabelBook:
     def advance(self, time: int) -> "list[Undo]":
         """Let everything take effect that is known before a transaction of that time; returns how to take it back."""
         undo: list[Undo] = []
-        while self.heap and self.heap[0][0] <= time:
-            undo.append(self._take_effect(heapq.heappop(self.heap)))
+        try:
+            while self.heap and self.heap[0][0] <= time:
+                undo.append(self._take_effect(self.heap[0]))
+                heapq.heappop(self.heap)
+        except BaseException:
+            self.take_back(undo)
+            raise
         return undo
 
     def take_back(self, undo: "Iterable[Undo]") -> None:

@@ -1,9 +1,10 @@
 """Backfill a service's state with history and its labels, by the code path of live traffic."""
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from seqfraud.errors import RequestError
+from seqfraud.errors import RequestError, RunError
 from seqfraud.table import Transactions
 from serve.arrivals import arrivals
 from serve.decoding import SaidLabel
@@ -35,7 +36,18 @@ def load(
 
     Raises:
         RequestError: the service refuses a transaction; the message says which.
+        RunError: a group of records could not be stored. Memory is then ahead of the journal and the service abandoned.
     """
+    try:
+        done = _load(service, table, until, progress)
+    except sqlite3.Error as error:
+        service.abandon()
+        raise RunError(f"the journal cannot be written: {error}; make room and load again") from error
+    service.snapshot()
+    return done
+
+
+def _load(service: Service, table: Transactions, until: int | None, progress: Callable[[int], None] | None) -> Loaded:
     done = Loaded()
     journal = service.journal
     journal.begin()
@@ -59,5 +71,4 @@ def load(
                         progress(GROUP)
     finally:
         journal.commit()
-    service.snapshot()
     return done

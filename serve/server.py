@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from wsgiref.types import WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIEnvironment
 
 from granian import _futures, _granian
 from granian.http import HTTP1Settings
@@ -92,25 +92,25 @@ def serve_forever(make_service: Callable[[], ClosableService], settings: ServerS
     Main thread only. The port is taken before `make_service` is called and answers once it has
     returned. Until then signals have their ordinary effect; later, a second one ends the draining.
     Raises `ConfigError` where the port cannot be had, and what `make_service` raises. Where threads
-    of granian do not end, the process ends in here, with the same exit code (`_leave_if_unsafe`).
+    of granian do not end, the process ends in here instead, with exit code 0.
     """
-    listener = _bind(settings)
     before = _native_threads()
-    service = make_service()
-    gateway = _Gateway(create_app(service, max_body_bytes=settings.max_body_bytes), settings)
-    with _stop_signals() as mailbox:
-        try:
-            address = _listen(listener, settings)
-            worker = _start(gateway, listener, settings, on_drained=mailbox.drained)
-            print(f"seqfraud serving on {address}", flush=True)
-            mailbox.wait_for_stop()
-            worker.set()
-            drained = mailbox.wait_for_drained(settings.drain_seconds)
-        finally:
-            service.close()
+    with contextlib.closing(_bind(settings)) as listener:
+        service = make_service()
+        with _stop_signals() as mailbox:
+            try:
+                address = _listen(listener, settings)
+                gateway = _Gateway(service, settings)
+                worker = _start(gateway, listener, settings, on_drained=mailbox.drained)
+                print(f"seqfraud serving on {address}", flush=True)
+                mailbox.wait_for_stop()
+                worker.set()
+                drained = mailbox.wait_for_drained(settings.drain_seconds)
+            finally:
+                service.close()
     if not drained:
         _log.warning("requests still in flight after %.1f s were abandoned", settings.drain_seconds)
-    _leave_if_unsafe(before, 0)
+    _leave_if_unsafe(before, seconds=1.0 if drained else 0.0)
     return 0
 
 
@@ -126,8 +126,8 @@ class _Gateway:
     batches, health) runs at once where it came in.
     """
 
-    def __init__(self, app: WSGIApplication, settings: ServerSettings) -> None:
-        self._app = app
+    def __init__(self, service: ServiceLike, settings: ServerSettings) -> None:
+        self._app = create_app(service, max_body_bytes=settings.max_body_bytes)
         self._max_body_bytes = settings.max_body_bytes
         self._answer = self._answer_logged if settings.log_access else self._answer_now
         self._waiting: deque[tuple[Any, WSGIEnvironment]] = deque()
@@ -346,17 +346,17 @@ def _native_threads() -> set[int]:
     return {int(task.name) for task in tasks.iterdir()} - own
 
 
-def _leave_if_unsafe(before: set[int], code: int) -> None:
-    """Waits for granian's threads to end; if they do not within a second, ends the process itself.
+def _leave_if_unsafe(before: set[int], seconds: float) -> None:
+    """Waits for granian's threads to end; if they do not, ends the process here, with exit code 0.
 
     One that asks for the interpreter while that is being torn down aborts the process (SIGABRT,
     seen in a tenth of the runs on a busy machine).
     """
-    deadline = time.monotonic() + 1.0
+    deadline = time.monotonic() + seconds
     while _native_threads() - before:
         if time.monotonic() > deadline:
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
+            os._exit(0)
         time.sleep(0.002)

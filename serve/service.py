@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time as clock_time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -81,22 +82,24 @@ class Service:
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
         self._lock = threading.RLock()
         self._state = state
-        state.mkdir(parents=True, exist_ok=True)
-        self._folder_lock = _lock_folder(state)
-        self._journal = Journal(state / "journal.sqlite")
-        _check_schema(self._journal, self._decoder_schema(), state)
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
-        self._rebuild()
-
-    def _decoder_schema(self) -> str:
-        return ",".join(self.bundle.manifest.schema.fields)
+        with ExitStack() as opened:
+            self._folder_lock = _lock_folder(state)
+            opened.callback(self._folder_lock.release)
+            self._journal = Journal(state / "journal.sqlite")
+            opened.callback(self._journal.close)
+            _check_schema(self._journal, ",".join(manifest.schema.fields), state)
+            self._rebuild()
+            opened.pop_all()
 
     # ---- start and stop
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
         manifest = self.bundle.manifest
+        _note_context(self._journal, self.bundle)
+        reads_alike = _ReadsAlike(self._journal, self.bundle.id)
         self._context = ContextTable(manifest.context)
         self._users = UserTable(manifest.graph, manifest.serve.window)
         self._labels = LabelBook(self._context, self._find)
@@ -108,28 +111,28 @@ class Service:
             self._context.restore(found.entities, found.context)
             self._users.restore(found.users, found.arrays)
             self._labels.restore(found.labels)
-            for record in found.early:
-                self._early.setdefault(record.transaction_id, []).append(record)
+            for label in found.early:
+                self._early.setdefault(label.transaction_id, []).append(label)
         count = 0
         for record in self._journal.after(since):
-            if isinstance(record, TransactionRecord):
-                self._replay(record)
-            else:
+            if isinstance(record, LabelRecord):
                 self._hear(record)
+            else:
+                self._replay(record, as_recorded=reads_alike[record.bundle])
             count += 1
         if count:
             _log.info("rebuilt from %d journal records after %d", count, since)
         self._ready = True
 
-    def _replay(self, record: TransactionRecord) -> None:
-        """Fold one journalled transaction into memory; its context as recorded, if this bundle reads the same one."""
+    def _replay(self, record: TransactionRecord, as_recorded: bool) -> None:
+        """Fold one journalled transaction into memory; its context as recorded, if this bundle defines it alike."""
         transaction = self._decoder.decode(record.raw)
-        recorded = np.frombuffer(record.context, dtype=np.float32)
         self._labels.advance(transaction.time)
         rows = self._context.rows_of(transaction.entities)
-        context = self._context.read(rows, transaction.time).astype(np.float32)
-        if len(recorded) == len(context):
-            context = recorded
+        if as_recorded:
+            context = np.frombuffer(record.context, dtype=np.float32)
+        else:
+            context = self._context.read(rows, transaction.time).astype(np.float32)
         self._score(transaction, context).commit()
         self._settle(record.seq, transaction, rows)
 
@@ -141,12 +144,20 @@ class Service:
     def close(self) -> None:
         """Write a snapshot and let the state folder go."""
         with self._lock:
-            if not self._ready:
-                return
-            self._ready = False
-            self.snapshot()
-            self._journal.close()
-            self._folder_lock.release()
+            if self._ready:
+                try:
+                    self.snapshot()
+                except OSError as error:  # it only saves time
+                    _log.error("no snapshot: %s", error)
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Let the state folder go without a snapshot, as a crash would."""
+        with self._lock:
+            if self._ready:
+                self._ready = False
+                self._journal.close()
+                self._folder_lock.release()
 
     def __enter__(self) -> "Service":
         return self
@@ -183,7 +194,9 @@ class Service:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
         items = self._decoder.decode_batch(body)
         if len(items) > self._max_batch:
-            raise RequestError(413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch")
+            raise RequestError(
+                413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
+            )
         results: list[Answer | dict[str, Any]] = []
         for item in items:
             try:
@@ -196,9 +209,16 @@ class Service:
     def score_one(self, transaction: Transaction) -> Answer:
         """Score, store and commit one transaction; a known id gives the answer of the first time."""
         self._require_ready()
-        known = self._journal.transaction(transaction.id)
-        if known is not None:
-            return self._again(known, transaction)
+        try:
+            known = self._journal.transaction(transaction.id)
+            return self._score_new(transaction) if known is None else self._again(known, transaction)
+        except sqlite3.Error as error:
+            _log.error("journal: %s", error)
+            message = "the transaction could not be stored; nothing changed"
+            raise RequestError(503, "storage_unavailable", message) from None
+
+    def _score_new(self, transaction: Transaction) -> Answer:
+        users, entities = len(self._users.slots), len(self._context.rows)
         undo = self._labels.advance(transaction.time)
         try:
             rows = self._context.rows_of(transaction.entities)
@@ -219,12 +239,10 @@ class Service:
                     bundle=self.bundle.id,
                 )
             )
-        except sqlite3.Error as error:
-            self._labels.take_back(undo)
-            _log.error("journal: %s", error)
-            raise RequestError(503, "storage_unavailable", "the transaction could not be stored; nothing changed") from None
         except BaseException:
             self._labels.take_back(undo)
+            self._users.forget_newest(users)
+            self._context.forget_newest(entities)
             raise
         scored.commit()
         self._settle(seq, transaction, rows)
@@ -315,6 +333,16 @@ class Service:
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
         self._require_ready()
+        try:
+            counts, records = self._store_labels(labels)
+        except sqlite3.Error as error:
+            _log.error("journal: %s", error)
+            raise RequestError(503, "storage_unavailable", "the labels could not be stored; nothing changed") from None
+        for record in records:
+            self._hear(record)
+        return counts
+
+    def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
         now = self._clock()
         seq = self._journal.last_seq
@@ -338,14 +366,8 @@ class Service:
             seq += 1
             known_at = now if label.known_at is None else label.known_at
             records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
-        try:
-            self._journal.append_labels(records)
-        except sqlite3.Error as error:
-            _log.error("journal: %s", error)
-            raise RequestError(503, "storage_unavailable", "the labels could not be stored; nothing changed") from None
-        for record in records:
-            self._hear(record)
-        return counts
+        self._journal.append_labels(records)
+        return counts, records
 
     def _hear(self, record: LabelRecord) -> None:
         """Let a stored label wait for its time."""
@@ -373,9 +395,7 @@ class Service:
                 raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
             accepted = int(self._users.accepted[slot])
             records = self._journal.recent(user, 2 * self._users.window)
-        events = [
-            {"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records
-        ]
+        events = [{"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records]
         return self._encode({"user": user, "history": accepted, "events": events})
 
     def model(self) -> bytes:
@@ -431,7 +451,11 @@ class FolderLock:
 
 
 def _lock_folder(state: Path) -> FolderLock:
-    descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise RunError(f"{state}: cannot be used as a state folder: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -447,3 +471,24 @@ def _check_schema(journal: Journal, fields: str, state: Path) -> None:
         journal.set_meta("fields", fields)
     elif seen != fields:
         raise RunError(f"{state}: the journal holds the fields {seen}; the bundle declares {fields}")
+
+
+def _note_context(journal: Journal, bundle: Bundle) -> None:
+    """Keep a bundle's definition of the context, which outlives the bundle in the records that it wrote."""
+    journal.set_meta(_context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
+
+
+def _context_key(bundle_id: str) -> str:
+    return f"context of {bundle_id}"
+
+
+class _ReadsAlike(dict[str, bool]):
+    """Bundle id -> whether what it read as context is what the bundle `own` would read."""
+
+    def __init__(self, journal: Journal, own: str) -> None:
+        self._journal = journal
+        self._own = journal.meta(_context_key(own))
+
+    def __missing__(self, bundle_id: str) -> bool:
+        self[bundle_id] = self._journal.meta(_context_key(bundle_id)) == self._own
+        return self[bundle_id]

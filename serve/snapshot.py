@@ -1,6 +1,7 @@
 """Snapshots of memory: one file each, named by the last record they include, checked by a digest when read.
 
-They only save time. A snapshot that is damaged, of another bundle, or newer than the journal is passed over.
+They only save time. A snapshot that is damaged or of another bundle is passed over. One newer than the journal is of
+records that a crash of the machine took away; it is removed, for the journal will get to its number with other records.
 """
 
 import hashlib
@@ -64,12 +65,10 @@ def write_snapshot(
     head = msgspec.msgpack.encode(_Head(VERSION, bundle, seq, users, entities, labels, early))
     final = state / f"snapshot-{seq:015d}.bin"
     body = io.BytesIO()
-    np.savez(
-        body,
-        head=np.frombuffer(head, dtype=np.uint8),
-        **{f"users/{k}": v for k, v in arrays.items()},
-        **{f"context/{k}": v for k, v in context.items()},
-    )
+    parts = {"head": np.frombuffer(head, dtype=np.uint8)}
+    parts |= {f"users/{name}": array for name, array in arrays.items()}
+    parts |= {f"context/{name}": array for name, array in context.items()}
+    np.savez(body, allow_pickle=False, **parts)
     data = body.getbuffer()
     with replaced_file(final) as file, file.open("wb") as stream:
         stream.write(hashlib.sha256(data).digest())
@@ -80,12 +79,16 @@ def write_snapshot(
 
 
 def read_newest(state: Path, bundle: str, last_seq: int) -> Snapshot | None:
-    """The newest snapshot that is whole, of this bundle, and of this journal's past."""
+    """The newest snapshot that is whole, of this bundle, and of this journal's past; removes those of its future."""
     for file in sorted(state.glob("snapshot-*.bin"), reverse=True):
+        if file.stem > f"snapshot-{last_seq:015d}":
+            _log.warning("%s is removed: it is newer than the journal, which ends with record %d", file.name, last_seq)
+            file.unlink()
+            continue
         found = _read(file, bundle)
-        if found is not None and found.seq <= last_seq:
+        if found is not None:
             return found
-        _log.warning("%s is passed over: damaged, of another bundle or newer than the journal", file.name)
+        _log.warning("%s is passed over: damaged or of another bundle", file.name)
     return None
 
 

@@ -40,9 +40,7 @@ class UserTable:
         for state in spec.states:
             for stage in ("now", "middle", "anchor"):
                 self._shapes[f"{stage}.{state.name}"] = (state.row_shape, np.dtype(state.dtype), state.initial)
-        self.arrays: dict[str, Array] = {
-            name: self._block(name, FIRST_CAPACITY) for name in self._shapes
-        }
+        self.arrays: dict[str, Array] = {name: self._block(name, FIRST_CAPACITY) for name in self._shapes}
         self._bind()
 
     def _block(self, name: str, rows: int) -> Array:
@@ -71,6 +69,11 @@ class UserTable:
                 self._bind()
             self.slots[user] = slot
         return slot
+
+    def forget_newest(self, left: int) -> None:
+        """Forget users that were made last, and to whom nothing happened, until `left` are left."""
+        while len(self.slots) > left:
+            self.slots.popitem()
 
     def is_late(self, slot: int, time: int) -> bool:
         """Whether an event is older than its user's newest."""

@@ -1,7 +1,7 @@
 """What many tests need: small bundles with drawn weights, built once per session, and a look into a service's memory.
 
-`make_bundle(toml)` exports a bundle without training: real graphs, random weights, constants of about the right size for
-the scaling. The weights are enlarged, so that probabilities spread over (0, 1) and follow the user's history, the
+`make_bundle(toml)` exports a bundle without training: real graphs, random weights, constants of about the right size
+for the scaling. The weights are enlarged, so that probabilities spread over (0, 1) and follow the user's history, the
 contexts and so the labels: a test over constant answers could not fail. torch is imported only here and only when a
 bundle is made.
 """
@@ -131,7 +131,7 @@ def random_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: 
         encoder.mean.fill_(2.0)
         encoder.inverse_std.fill_(0.4)
         encoder.bin_scale.copy_(torch.from_numpy(1 / np.diff(edges)))
-        encoder.bin_offset.copy_(torch.from_numpy(-edges[:-1] / np.diff(edges)))
+        encoder.bin_low.copy_(torch.from_numpy(edges[:-1]))
         encoder.fill.fill_(30.0)
         rng = np.random.default_rng(seed)
         size = (200, 5)

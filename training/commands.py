@@ -1,4 +1,4 @@
-"""`seqfraud simulate`, `seqfraud train` and `seqfraud evaluate`."""
+"""`seqfraud simulate`, `seqfraud init`, `seqfraud train` and `seqfraud evaluate`."""
 
 import sys
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def simulate(
 
     Example: seqfraud simulate --out transactions.parquet --users 2000 --days 120
     """
-    from training.simulate import Simulation, simulate_to  # noqa: PLC0415
+    from training.simulate import Simulation, simulate_to
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with bar("simulating", None) as progress:
@@ -38,6 +38,40 @@ def simulate(
         print_json({name: str(value) if name in ("first", "last") else value for name, value in vars(summary).items()})
         return
     print(f"{summary.rows:,} transactions of {summary.users:,} users, {summary.frauds:,} frauds: {out}")
+
+
+def init(
+    data: Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")],
+    out: Annotated[Path, typer.Option(help="Configuration to write.", metavar="CONFIG.toml")],
+    user: Annotated[str | None, typer.Option(help="The user's column, where it is known.")] = None,
+    time: Annotated[str | None, typer.Option(help="The time's column, where it is known.")] = None,
+    label: Annotated[str | None, typer.Option(help="The label's column, where it is known.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there already.")] = False,
+    check: Annotated[bool, typer.Option(help="Read the whole file as training would.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Look at a file and write a commented configuration that trains as it stands; asks nothing, explains each guess.
+
+    Example: seqfraud init transactions.parquet --out transactions.toml
+    """
+    from training.proposal import Given, as_plain, write_config
+
+    with bar(f"looking at {data.name}", None) as progress:
+        proposal, checked = write_config(
+            data, out, Given(user, time, label), force=force, read_all=check, progress=progress.advance
+        )
+    refusal = [] if checked is None or checked.refusal is None else [f"training refuses the file: {checked.refusal}"]
+    for note in (*proposal.notes, *refusal):
+        print(f"note: {note}", file=sys.stderr)
+    if json:
+        print_json(as_plain(proposal, checked, out))
+        return
+    width = max(len(choice.column) for choice in proposal.choices)
+    for choice in proposal.choices:
+        print(f"{choice.column:{width}}  {choice.role:14}  {choice.why}")
+    for name, (rows, frauds) in ({} if checked is None else checked.parts).items():
+        print(f"{name:10}  {rows:>12,} transactions  {frauds:>8,} frauds")
+    print(f"written: {out}; next: seqfraud train {out}")
 
 
 def train(
@@ -51,7 +85,7 @@ def train(
 
     Example: seqfraud train configs/simulator.toml --data transactions.parquet --out runs/demo
     """
-    from training.run import train_run  # noqa: PLC0415
+    from training.run import train_run
 
     folder = out if out is not None else Path("runs") / config.stem
     with epochs_bar(quiet=json) as progress:
@@ -73,8 +107,8 @@ def evaluate(
 
     Example: seqfraud evaluate runs/demo --data later.parquet
     """
-    from seqfraud.nn.checkpoint import load_run  # noqa: PLC0415
-    from training.run import evaluate_run  # noqa: PLC0415
+    from seqfraud.nn.checkpoint import load_run
+    from training.run import evaluate_run
 
     metrics = evaluate_run(load_run(run), data, device)
     if json:

@@ -80,7 +80,7 @@ class Scaling:
     inverse_std: npt.NDArray[np.float32]
     bin_value: npt.NDArray[np.int64]
     bin_scale: npt.NDArray[np.float32]
-    bin_offset: npt.NDArray[np.float32]
+    bin_low: npt.NDArray[np.float32]
     fill: npt.NDArray[np.float32]
 
     def apply(self, encoder: EventEncoder) -> None:
@@ -125,13 +125,13 @@ def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
     # summed in float64: in float32 a column that never changes would seem to
     mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     constant = std < 1e-6
-    bin_value, bin_scale, bin_offset = _bins(values, config.features.bins)
+    bin_value, bin_scale, bin_low = _bins(values, config.features.bins)
     scaling = Scaling(
         mean=mean.astype(np.float32),
         inverse_std=np.where(constant, 0.0, 1.0 / np.maximum(std, 1e-6)).astype(np.float32),
         bin_value=bin_value,
         bin_scale=bin_scale,
-        bin_offset=bin_offset,
+        bin_low=bin_low,
         fill=fill,
     )
     spec = ModelSpec(**{**sketch.as_dict(), "bins": len(bin_value)})
@@ -163,7 +163,7 @@ def _bins(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Edges at quantiles, the highest at .99 and .999, and one bin between "unknown" and the least known value."""
     levels = np.r_[np.linspace(0, 1, bins + 1)[:-1], 0.99, 0.999]
-    which, scale, offset = [], [], []
+    which, scale, lows = [], [], []
     for v in range(values.shape[1]):
         column = values[:, v]
         known = column[column > SENTINEL + 1e-3] if (column < 0).any() and column.min() > SENTINEL - 1e-3 else column
@@ -177,5 +177,5 @@ def _bins(
         for low, high in pairwise(kept):
             which.append(v)
             scale.append(1 / (high - low))
-            offset.append(-low / (high - low))
-    return np.array(which, dtype=np.int64), np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
+            lows.append(low)
+    return np.array(which, dtype=np.int64), np.array(scale, dtype=np.float32), np.array(lows, dtype=np.float32)

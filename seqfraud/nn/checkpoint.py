@@ -50,7 +50,7 @@ def load_run(path: Path) -> Run:
     except SeqfraudError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise RunError(f"{path}: not readable as a run of this version, train it again: {reason}") from error
 
 

@@ -93,7 +93,7 @@ class EventEncoder(nn.Module):
     inverse_std: Tensor
     bin_value: Tensor
     bin_scale: Tensor
-    bin_offset: Tensor
+    bin_low: Tensor
     fill: Tensor
     frequency: Tensor
     missing_columns: Tensor
@@ -105,7 +105,7 @@ class EventEncoder(nn.Module):
         self.register_buffer("inverse_std", torch.ones(spec.values))
         self.register_buffer("bin_value", torch.zeros(spec.bins, dtype=torch.int64))
         self.register_buffer("bin_scale", torch.ones(spec.bins))
-        self.register_buffer("bin_offset", torch.zeros(spec.bins))
+        self.register_buffer("bin_low", torch.zeros(spec.bins))
         self.register_buffer("fill", torch.zeros(spec.numeric))
         self.register_buffer("frequency", torch.tensor([2 * math.pi * k for _, k in CLOCK]))
         self.register_buffer("missing_columns", torch.tensor(spec.missing, dtype=torch.int64))
@@ -151,7 +151,8 @@ class EventEncoder(nn.Module):
 
     def bins(self, values: Tensor) -> Tensor:
         """Piecewise-linear encoding [..., P] of values [..., V] (Gorishniy et al. 2022, arXiv 2203.05556)."""
-        return torch.clamp(values[..., self.bin_value] * self.bin_scale + self.bin_offset, 0.0, 1.0)
+        # subtracted before it is scaled: scale * value + offset would lose digits to cancellation
+        return torch.clamp((values[..., self.bin_value] - self.bin_low) * self.bin_scale, 0.0, 1.0)
 
     def clock(self, event_time: Tensor) -> Tensor:
         """Sines and cosines [..., 8] of the time of day and of week; int64 [..., 1] ms."""
@@ -308,9 +309,8 @@ class StepModel(nn.Module):
         with torch.no_grad():
             weight = model.input.weight.double()  # [W + M, D]
             dense = weight[:, : spec.dense_width].clone()
-            scaled = dense[:, : spec.values] * encoder.inverse_std.double()
-            bias = model.input.bias.double() - scaled @ encoder.mean.double()
-            dense[:, : spec.values] = scaled
+            dense[:, : spec.values] *= encoder.inverse_std.double()
+            bias = model.input.bias.double()
             self.register_buffer("dense_weight", dense.T.contiguous().float())
             self.register_buffer("bias", bias.float())
             tables, at = [], spec.dense_width
@@ -335,7 +335,9 @@ class StepModel(nn.Module):
         numeric = None if packed is None or not spec.numeric else packed[:, : spec.numeric]
         context = None if packed is None or not spec.context else packed[:, spec.numeric :]
         values = encoder.values(time, numeric, context, inputs["last_time"][:, None], inputs.get("last_place"))
-        dense = torch.cat([values, encoder.bins(values), encoder.clock(time), *encoder.missing(numeric)], dim=-1)
+        # the mean is not folded into the bias: terms of a narrow feature would cancel and lose digits
+        centred = values - encoder.mean
+        dense = torch.cat([centred, encoder.bins(values), encoder.clock(time), *encoder.missing(numeric)], dim=-1)
         first = torch.addmm(self.bias, dense, self.dense_weight)
         if spec.vocabularies:
             first = first + self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)

@@ -78,7 +78,7 @@ def make_model(
     encoder.inverse_std.uniform_(0.2, 0.5)
     encoder.bin_value.copy_(torch.arange(spec.bins) // 2)
     encoder.bin_scale.uniform_(0.2, 1.0)
-    encoder.bin_offset.uniform_(-1.0, 0.2)
+    encoder.bin_low.uniform_(-0.2, 1.0)
     encoder.fill.uniform_(-3, 3)
     model.scale.fill_(1.7)
     model.shift.fill_(-0.4)

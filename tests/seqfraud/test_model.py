@@ -87,7 +87,7 @@ def make_model(
         encoder.inverse_std.uniform_(0.2, 0.5)
         encoder.bin_value.copy_(torch.arange(spec.bins) // 2)
         encoder.bin_scale.uniform_(0.2, 1.0)
-        encoder.bin_offset.uniform_(-1.0, 0.2)
+        encoder.bin_low.uniform_(-0.2, 1.0)
         encoder.fill.uniform_(-3, 3)
         model.scale.fill_(1.7)
         model.shift.fill_(-0.4)
@@ -323,7 +323,7 @@ def test_bins_are_piecewise_linear_between_their_edges() -> None:
     encoder = EventEncoder(spec)
     encoder.bin_value.copy_(torch.tensor([1, 1, 0]))
     encoder.bin_scale.copy_(torch.tensor([1.0, 0.5, 0.25]))
-    encoder.bin_offset.copy_(torch.tensor([0.0, -0.5, 0.5]))
+    encoder.bin_low.copy_(torch.tensor([0.0, 1.0, -2.0]))
     values = torch.tensor([[0.0, -9.0], [-9.0, 0.25], [9.0, 1.0], [1.0, 2.0], [-1.0, 3.0], [0.0, 50.0]])
     expected = [[0, 0, 0.5], [0.25, 0, 0], [1, 0, 1], [1, 0.5, 0.75], [1, 1, 0.25], [1, 1, 0.5]]
     assert encoder.bins(values).tolist() == expected

@@ -369,6 +369,7 @@ def test_long_histories_answer_what_the_design_says(cards, graph, tmp_path, seed
 
 def test_the_reference_can_tell_a_lost_label_a_lost_event_and_a_wrong_order(cards, graph):
     """Each of the things that the comparison is to find moves a probability by far more than the tolerance."""
+
     def last(rows: list[dict[str, Any]], labels: list[dict[str, Any]] = ()) -> float:  # type: ignore[assignment]
         reference = Reference(cards, graph)
         for row in rows[:-1]:
@@ -436,21 +437,25 @@ def test_a_batch_is_what_its_items_one_by_one_would_be(cards, memory_of, arrival
             groups[-1].append(request)
         else:
             groups.append([request])
-    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-        with opened(cards, a) as single, opened(cards, b) as batched:
-            for group in groups:
-                wanted = [ask(single, kind, content) for kind, content in group]
-                if group[0][0] == "labels":
-                    got = [ask(batched, *group[0])]
-                else:
-                    body = json.dumps([content for _, content in group]).encode()
-                    got = json.loads(batched.score_batch(body))["results"]
-                    for item in got:
-                        if "error" in item:
-                            assert item["error"]["code"] == "conflict"
-                            item["error"] = 409
-                assert got == wanted
-            assert memory_of(batched) == memory_of(single)
+    with (
+        tempfile.TemporaryDirectory() as a,
+        tempfile.TemporaryDirectory() as b,
+        opened(cards, a) as single,
+        opened(cards, b) as batched,
+    ):
+        for group in groups:
+            wanted = [ask(single, kind, content) for kind, content in group]
+            if group[0][0] == "labels":
+                got = [ask(batched, *group[0])]
+            else:
+                body = json.dumps([content for _, content in group]).encode()
+                got = json.loads(batched.score_batch(body))["results"]
+                for item in got:
+                    if "error" in item:
+                        assert item["error"]["code"] == "conflict"
+                        item["error"] = 409
+            assert got == wanted
+        assert memory_of(batched) == memory_of(single)
 
 
 def test_items_of_one_batch_see_each_other(service):
@@ -477,7 +482,12 @@ def test_without_context_the_order_within_the_window_does_not_matter(plain, data
     jitter = data.draw(st.lists(st.integers(0, window - 1), min_size=count, max_size=count))
     order = sorted(range(count), key=lambda i: (i + jitter[i], -i))
     rows = [
-        {"user": "ann", "time": 1_600_000_000 + 700 * i + (i % 3) * 100_000 * (i > 4), "amount": float(2**i), "kind": "7"}
+        {
+            "user": "ann",
+            "time": 1_600_000_000 + 700 * i + (i % 3) * 100_000 * (i > 4),
+            "amount": float(2**i),
+            "kind": "7",
+        }
         for i in range(count)
     ]
     rows.sort(key=lambda row: row["time"])
