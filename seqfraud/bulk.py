@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from seqfraud.bundle import Bundle, LabelSource
 from seqfraud.cleaning import clean
-from seqfraud.config import DataConfig, Duration
+from seqfraud.config import CleaningConfig, DataConfig, Duration
 from seqfraud.reading import column_names, read_transactions
 from seqfraud.runtime import SequenceGraph, initial_states, next_states
 from seqfraud.schema import Schema
@@ -20,8 +20,10 @@ USERS = 256
 EVENTS = 64
 
 
-def read_for(schema: Schema, label: LabelSource, label_delay: int, data: Path) -> Transactions:
-    """Transactions of a file in arrival order; with labels where the file has the label columns."""
+def read_for(
+    schema: Schema, label: LabelSource, label_delay: int, policy: CleaningConfig, data: Path
+) -> tuple[Transactions, dict[str, Any]]:
+    """Clean transactions of a file in arrival order and what was cleaned; with labels where the file has them."""
     present = set(column_names(data))
     columns = DataConfig(
         user=schema.user,
@@ -31,13 +33,18 @@ def read_for(schema: Schema, label: LabelSource, label_delay: int, data: Path) -
         label_delay=Duration(label_delay),
     )
     table, problems = read_transactions(data, schema, columns)
-    return clean(table, problems)[0]
+    return clean(table, problems, policy)
 
 
 def read_for_bundle(bundle: Bundle, data: Path) -> Transactions:
     """Transactions of a file as the bundle's training read them."""
+    return read_with_report(bundle, data)[0]
+
+
+def read_with_report(bundle: Bundle, data: Path) -> tuple[Transactions, dict[str, Any]]:
+    """Transactions of a file as the bundle's training read them, and what was cleaned."""
     manifest = bundle.manifest
-    return read_for(manifest.schema, manifest.label, manifest.context.label_delay, data)
+    return read_for(manifest.schema, manifest.label, manifest.context.label_delay, manifest.cleaning, data)
 
 
 def score_encoded(

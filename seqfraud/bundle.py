@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from seqfraud.config import CleaningConfig, from_plain
 from seqfraud.context import ContextSpec
-from seqfraud.errors import BundleError
+from seqfraud.errors import BundleError, ConfigError
 from seqfraud.graph import GraphSpec
 from seqfraud.policy import Thresholds
 from seqfraud.schema import Schema
@@ -71,6 +72,7 @@ class Manifest:
     metrics: Mapping[str, Any]
     versions: Mapping[str, str]
     parity: Parity
+    cleaning: CleaningConfig = CleaningConfig()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the files and the id."""
@@ -80,6 +82,7 @@ class Manifest:
             "kind": self.kind,
             "schema": self.schema.as_dict(),
             "label": asdict(self.label),
+            "cleaning": asdict(self.cleaning),
             "context": asdict(self.context),
             "vocabularies": [asdict(v) for v in self.vocabularies],
             "graph": graph.as_dict(),
@@ -134,8 +137,9 @@ class Manifest:
                     float(raw["parity"]["tolerance"]["logit"]),
                     raw["parity"]["measured"],
                 ),
+                cleaning=from_plain(CleaningConfig, dict(raw["cleaning"]), "manifest", "cleaning."),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"manifest: not readable: {type(error).__name__}: {error}") from error
 
 

@@ -63,13 +63,15 @@ def run(name: str, args: list[str]) -> int:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
     try:
-        app(args, prog_name=f"seqfraud {name}")
+        code = app(args, prog_name=f"seqfraud {name}", standalone_mode=False)
     except SeqfraudError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else 0
-    return 0
+    except typer.TyperException as error:
+        words = error.format_message().rstrip(".")
+        print(f"error: {words}; see seqfraud {name} --help", file=sys.stderr)
+        return 2
+    return code if isinstance(code, int) else 0
 
 
 def main(args: list[str] | None = None) -> int:

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import typer
 
-from seqfraud.bulk import read_for_bundle, score_table
+from seqfraud.bulk import read_with_report, score_table
 from seqfraud.bundle import open_bundle
-from seqfraud.console import bar, print_json
+from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.files import replaced_file
 from seqfraud.policy import DECISIONS, decide_many, flag_many
 from seqfraud.verification import verify_bundle
@@ -32,7 +32,8 @@ def score(
     Example: seqfraud score bundle transactions.parquet --out scores.parquet
     """
     opened = open_bundle(bundle)
-    table = read_for_bundle(opened, data)
+    table, cleaning = read_with_report(opened, data)
+    print_cleaning(cleaning)
     with bar("scoring", len(table)) as progress:
         probability = score_table(opened, table, threads, progress.advance)
     thresholds = opened.manifest.thresholds
@@ -50,7 +51,7 @@ def score(
     with replaced_file(out) as file:
         pa.parquet.write_table(scores, file)
     if json:
-        print_json({"model": opened.id, "rows": len(table), "is_fraud": int(flagged.sum()), "out": str(out)})
+        print_json({"model": opened.id, "rows": len(table), "cleaning": cleaning, "is_fraud": int(flagged.sum()), "out": str(out)})
     else:
         print(f"{len(table):,} transactions scored with {opened.id}, {int(flagged.sum()):,} flagged: {out}")
 

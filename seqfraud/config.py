@@ -86,6 +86,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class CleaningConfig:
+    """What becomes of rows that cannot be used as they are; "error" refuses the file."""
+
+    bad_row: Literal["drop", "error"] = "drop"
+    """No user, no id, no time or an unreadable one."""
+    bad_number: Literal["missing", "drop", "error"] = "missing"
+    """Text where a number should be, infinite, or beyond what float32 holds."""
+    missing_number: Literal["keep", "drop", "error"] = "keep"
+    negative_amount: Literal["keep", "drop", "error"] = "keep"
+    """With "drop" or "error" the service refuses such transactions too."""
+    bad_label: Literal["unknown", "drop", "error"] = "unknown"
+    """Neither 0 nor 1, or with an unreadable time of knowing."""
+    repeated: Literal["drop", "error"] = "drop"
+    """A later row with the id of an earlier one."""
+    most_dropped: float = 0.1
+    """More than this share of dropped rows is an error: the configuration is more likely wrong than the data."""
+
+
+@dataclass(frozen=True)
 class FeaturesConfig:
     """Which columns reach the model, and as what."""
 
@@ -142,8 +161,6 @@ class TrainingConfig:
     dropout: float = 0.0
     positive_weight: float | Literal["balanced", "sqrt"] = 1.0
     """Weight of a fraud in the loss: a number, "balanced" (honest / fraud) or "sqrt" of that."""
-    refit: bool = False
-    """Fit once more on train and validation days after the number of epochs was chosen."""
     seed: int = 0
     mixed_precision: bool = True
 
@@ -179,6 +196,7 @@ class Config:
 
     data: DataConfig
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     split: SplitConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -323,6 +341,8 @@ def _check(config: Config, source: str) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise ConfigError(f"{source}: {name}: expected more than 0, got {value}")
+    if not 0 <= config.cleaning.most_dropped <= 1:
+        raise ConfigError(f"{source}: cleaning.most_dropped: expected 0 to 1, got {config.cleaning.most_dropped}")
     if not 0 <= config.training.dropout < 1:
         raise ConfigError(f"{source}: training.dropout: expected 0 to below 1, got {config.training.dropout}")
     if any(h <= 0 for h in features.half_lives) or not features.half_lives:

@@ -36,6 +36,16 @@ def bar(words: str, total: int | None) -> Iterator[Bar]:
         yield Bar(progress, progress.add_task(words, total=total))
 
 
+def print_cleaning(report: dict[str, Any]) -> None:
+    """What was found in the data and what became of it, on stderr; nothing where nothing was found."""
+    for f in report["findings"]:
+        print(
+            f"note: {f['rows']:,} rows ({f['share']:.2%}): {f['reason']} in {f['column']!r}: {f['action']}; "
+            f"{f['examples'][0]}",
+            file=sys.stderr,
+        )
+
+
 def print_json(content: Any) -> None:
     """JSON on stdout."""
     print(json.dumps(content, indent=1))

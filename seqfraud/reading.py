@@ -26,14 +26,18 @@ Int64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
+EXAMPLES = 3
+"""Rows shown of each problem."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Rows (a mask [N] in file order) with one thing wrong in one column; `example` says what was seen."""
+    """Rows (a mask [N]) with one thing wrong in one column; `examples` say what was seen in the first few."""
 
     reason: str
     column: str
     rows: Mask
-    example: str
+    examples: tuple[str, ...]
 
 
 def read_transactions(
@@ -58,9 +62,9 @@ def read_transactions(
 
     def note(reason: str, column: str, rows: Mask, raw: pa.ChunkedArray) -> None:
         if rows.any():
-            first = int(rows.argmax())
-            seen = raw[first].as_py()
-            problems.append(Problem(reason, column, rows, f"row {first + 1}: {seen!r}"))
+            shown = np.flatnonzero(rows)[:EXAMPLES].tolist()
+            examples = tuple(f"row {i + 1}: {raw[i].as_py()!r:.80}" for i in shown)
+            problems.append(Problem(reason, column, rows, examples))
 
     raw = source(schema.time)
     count = len(raw)
@@ -106,10 +110,10 @@ def read_transactions(
         raw = source(known_at)
         known, bad = _times(raw, schema.time_unit, path, known_at)
         missing = _nulls(raw)
-        note("unreadable time", known_at, bad & ~missing, raw)
+        note("unreadable label time", known_at, bad & ~missing, raw)
         # without a time of its own a label is known one delay after its transaction, like silence
         assert data is not None
-        known = np.where(missing, time + int(data.label_delay), known)
+        known = np.where(missing | bad, time + int(data.label_delay), known)
     table = Transactions(schema, user, time, values, texts, labels, known, ids, np.arange(count, dtype=np.int64))
     return table, problems
 

@@ -1,7 +1,7 @@
 """Transactions as arrays. No Arrow here: the service has these types too, and starts without it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,15 @@ class Transactions:
             ids=ids,
             file_row=self.file_row[rows],
         )
+
+    def replaced(
+        self,
+        numbers: npt.NDArray[np.float64],
+        label: npt.NDArray[np.int8] | None,
+        known_at: Int64 | None,
+    ) -> "Transactions":
+        """The same rows with other values in some columns."""
+        return replace(self, numbers=numbers, label=label, known_at=known_at)
 
     def in_arrival_order(self) -> "Transactions":
         """Sorted by event time, ties by file row."""

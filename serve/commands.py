@@ -9,7 +9,7 @@ import typer
 
 from seqfraud.bundle import open_bundle
 from seqfraud.config import parse_instant
-from seqfraud.console import bar, print_json
+from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.errors import ConfigError
 
 BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
@@ -30,12 +30,13 @@ def load(
 
     Example: seqfraud load history.parquet --bundle bundle --state state --until 2018-08-08
     """
-    from seqfraud.bulk import read_for_bundle
+    from seqfraud.bulk import read_with_report
     from serve.load import load as load_table
     from serve.service import Service
 
     opened = open_bundle(bundle)
-    table = read_for_bundle(opened, data)
+    table, cleaning = read_with_report(opened, data)
+    print_cleaning(cleaning)
     end = instant("--until", until)
     rows = len(table) if end is None else int((table.time < end).sum())
     with Service(opened, state) as service, bar("loading", rows) as progress:
@@ -84,6 +85,7 @@ def replay(
     """
     from seqfraud.bulk import read_for
     from seqfraud.bundle import LabelSource
+    from seqfraud.config import CleaningConfig
     from seqfraud.schema import Schema
     from serve.replay import Client
     from serve.replay import replay as replay_table
@@ -91,7 +93,8 @@ def replay(
     client = Client(url)
     model = client.call("GET", "/v1/model")[1]
     label, delay = LabelSource(**model["label"]), int(model["context"]["label_delay"])
-    table = read_for(Schema.from_dict(model["schema"]), label, delay, data)
+    policy = CleaningConfig(**model["cleaning"])
+    table = read_for(Schema.from_dict(model["schema"]), label, delay, policy, data)[0]
     begin, end = instant("--since", since), instant("--until", until)
     rows = int(((table.time >= (begin or table.time[0])) & (table.time < (end or table.time[-1] + 1))).sum())
     with bar("replaying", min(rows, limit or rows)) as progress:

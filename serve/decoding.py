@@ -91,6 +91,7 @@ class TransactionDecoder:
             (schema.texts.index(c), None) for c in schema.context
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
+        self._refuse_negative = manifest.cleaning.negative_amount != "keep"
         self._amount = None if schema.amount is None else schema.numbers.index(schema.amount)
 
     def decode(self, body: bytes | msgspec.Raw) -> Transaction:
@@ -110,6 +111,9 @@ class TransactionDecoder:
         content = content_digest(user, time, numbers, texts)
         own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
         amount = 0.0 if self._amount is None else numbers[self._amount]
+        if amount < 0 and self._refuse_negative:
+            column = str(self._schema.amount)
+            raise RequestError(422, "invalid_field", f"{column}: {amount:g} is negative; training refused such rows", column)
         return Transaction(
             id=content.hex() if own_id is None else own_id,
             user=user,

@@ -12,7 +12,6 @@ the same port would start without a word and take half of the requests, and so o
 
 import asyncio
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -20,7 +19,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,13 +30,7 @@ from granian import _futures, _granian
 from granian.http import HTTP1Settings
 
 from seqfraud.errors import ConfigError
-from serve.app import (
-    DEFAULT_MAX_BODY_BYTES,
-    SCORE_PATH,
-    ServiceLike,
-    create_app,
-    declared_length,
-)
+from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
 
 __all__ = ["ClosableService", "ServerSettings", "serve_forever"]
 
@@ -48,6 +40,8 @@ _access_log = logging.getLogger("serve.access")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _INTERNAL = b'{"error": {"code": "internal", "message": "the server failed", "field": ""}}'
+
+_FOREVER_SECONDS = 10**8
 
 # The stubs of these are a release behind.
 _WSGIWorker: Any = _granian.WSGIWorker
@@ -70,6 +64,7 @@ class ServerSettings:
     - threads: how many requests can be inside Python at a time. Not a measure of parallelism (see
       `_Gateway`) but of patience: a client that sends its headers and then not its body holds one
       thread until it goes away. Towards the open internet, put a proxy that buffers in front.
+    - batch_scheduling: see `_schedule_as_batch`; off where other programs keep every core busy.
     - header_seconds: for a request's headers to arrive, so also how long an idle connection stays.
     - drain_seconds: for requests in flight at SIGTERM; container runtimes kill after 10.
     - log_access: one INFO line per request on the logger "serve.access", with its path.
@@ -83,6 +78,7 @@ class ServerSettings:
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     header_seconds: float = 75.0
     drain_seconds: float = 8.0
+    batch_scheduling: bool = True
     log_access: bool = False
 
 
@@ -97,16 +93,17 @@ def serve_forever(make_service: Callable[[], ClosableService], settings: ServerS
     before = _native_threads()
     with contextlib.closing(_bind(settings)) as listener:
         service = make_service()
+        gateway = _Gateway(service, settings)
         with _stop_signals() as mailbox:
             try:
                 address = _listen(listener, settings)
-                gateway = _Gateway(service, settings)
                 worker = _start(gateway, listener, settings, on_drained=mailbox.drained)
                 print(f"seqfraud serving on {address}", flush=True)
                 mailbox.wait_for_stop()
                 worker.set()
                 drained = mailbox.wait_for_drained(settings.drain_seconds)
             finally:
+                gateway.close()
                 service.close()
     if not drained:
         _log.warning("requests still in flight after %.1f s were abandoned", settings.drain_seconds)
@@ -114,24 +111,41 @@ def serve_forever(make_service: Callable[[], ClosableService], settings: ServerS
     return 0
 
 
-class _Gateway:
-    """What granian calls for each request, on one of its threads: WSGI, with a rule for whose turn.
+class _Thread:
+    """One of granian's threads: how far it is, and the gate where it waits until it is needed."""
 
-    Python runs one thread at a time and the service has one lock, so several threads that score
-    only fight over both: measured on two cores with 8 connections and 70 us of service, 8 threads
-    gave 10,500 requests/s with a p99 of 6 ms, one thread 13,500 with 0.7 ms. One thread, however,
-    stands still for a client that does not send its body. So a thread that has read a scoring
-    request runs it, or leaves it to the thread that is running one already: 13,000 with 1.3 ms, in
-    order of arrival, and a slow client holds nothing but its own thread. Everything else (long
-    batches, health) runs at once where it came in.
+    __slots__ = ("answered", "busy", "gate")
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.answered = 0
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+
+class _Gateway:
+    """What granian calls for each request, on one of its threads: WSGI, and one thread at a time.
+
+    Python runs one thread at a time and the service has one lock, so several threads only fight over
+    both: measured on two cores with 8 connections and 70 us of service, 8 threads gave 10,500
+    requests/s with a p99 of 6 ms, one thread 13,600 with 0.7 ms. One thread, however, stands still
+    for a client that does not send its body, and for a long batch. So one thread takes requests from
+    granian's queue and the others wait here; when it has been at one request for two ticks of
+    `watch`, one of them is let in to take its place, and it joins the others once it is done.
+
+    A thread that granian starts comes with a request: it answers that and joins the others too.
     """
+
+    TICK_SECONDS = 0.01
 
     def __init__(self, service: ServiceLike, settings: ServerSettings) -> None:
         self._app = create_app(service, max_body_bytes=settings.max_body_bytes)
-        self._max_body_bytes = settings.max_body_bytes
         self._answer = self._answer_logged if settings.log_access else self._answer_now
-        self._waiting: deque[tuple[Any, WSGIEnvironment]] = deque()
-        self._running = threading.Lock()
+        self._here = threading.local()
+        self._change = threading.Lock()  # for the three below
+        self._taking: _Thread | None = None
+        self._waiting: list[_Thread] = []
+        self._closed = threading.Event()
         self._environ = {
             "SCRIPT_NAME": "",
             "wsgi.errors": sys.stderr,
@@ -143,27 +157,64 @@ class _Gateway:
         }
 
     def __call__(self, protocol: Any, environ: WSGIEnvironment) -> None:
+        thread = self._this_thread()
+        if self._taking is not thread:
+            self._take_place(thread)
+        thread.busy = True
         environ.update(self._environ)
-        if environ["PATH_INFO"] == SCORE_PATH:
-            length = declared_length(environ)
-            if length is not None and length <= self._max_body_bytes:
-                environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
-                self._take_turns(protocol, environ)
-                return
         self._answer(protocol, environ)
+        thread.answered += 1
+        thread.busy = False
+        if self._taking is not thread:
+            environ.clear()  # granian keeps it, and so the body, until this call returns
+            self._wait_for_place(thread)
 
-    def _take_turns(self, protocol: Any, environ: WSGIEnvironment) -> None:
-        self._waiting.append((protocol, environ))
-        # Asked again after each release: what came while the lock was still held has nobody else.
-        while self._waiting and self._running.acquire(blocking=False):
-            try:
-                while self._waiting:
-                    self._answer(*self._waiting.popleft())
-            finally:
-                self._running.release()
+    def watch(self) -> None:
+        """Lets another thread in where the one that takes requests is held up; until `close`."""
+        seen: tuple[_Thread | None, int] = (None, 0)
+        while not self._closed.wait(self.TICK_SECONDS):
+            with self._change:
+                taking = self._taking
+                now = (taking, taking.answered if taking else 0)
+                if taking is not None and taking.busy and now == seen:
+                    self._taking = self._waiting.pop() if self._waiting else None
+                    if self._taking is not None:
+                        self._taking.gate.release()
+                seen = now
+
+    def close(self) -> None:
+        """Sends the threads home; call it when there are no more requests."""
+        with self._change:
+            self._closed.set()
+            for thread in self._waiting:
+                thread.gate.release()
+            self._waiting.clear()
+
+    def _this_thread(self) -> _Thread:
+        try:
+            thread: _Thread = self._here.thread
+        except AttributeError:
+            thread = self._here.thread = _Thread()
+        return thread
+
+    def _take_place(self, thread: _Thread) -> None:
+        """Takes the place of nobody, or of one that is as idle as this one was."""
+        with self._change:
+            if self._taking is None or not self._taking.busy:
+                self._taking = thread
+
+    def _wait_for_place(self, thread: _Thread) -> None:
+        """Returns when this thread is to take requests: there must always be one that does."""
+        with self._change:
+            if self._taking is None:
+                self._taking = thread
+            if self._taking is thread or self._closed.is_set():
+                return
+            self._waiting.append(thread)
+        thread.gate.acquire()
 
     def _answer_now(self, protocol: Any, environ: WSGIEnvironment) -> int:
-        """Runs the app, hands its answer to granian. Never raises: others may wait behind it."""
+        """Runs the app and hands its answer to granian. Never raises."""
         try:
             response = _Response()
             body = b"".join(self._app(environ, response))
@@ -250,7 +301,8 @@ def _start(
     on_drained: Callable[[], None],
 ) -> Any:
     """Starts granian's threads; `set()` on what is returned lets them finish what they have."""
-    _schedule_as_batch()
+    if settings.batch_scheduling:
+        _schedule_as_batch()
     worker = _WSGIWorker(
         worker_id=1,
         sock=(None, _SocketHolder(listener.detach(), False, settings.backlog)),
@@ -258,6 +310,7 @@ def _start(
         threads=1,  # for I/O; more than Python keeps busy
         blocking_threads=1,  # for files, of which none are served
         py_threads=settings.threads,
+        py_threads_idle_timeout=_FOREVER_SECONDS,  # one that waits in the gateway has to be there
         backpressure=settings.max_connections,
         http_mode="1",
         http1_opts=HTTP1Settings(header_read_timeout=int(settings.header_seconds * 1000)),
@@ -265,6 +318,7 @@ def _start(
     loop = asyncio.new_event_loop()  # wanted by the signature, never run for WSGI
     stop = _granian.WorkerSignal()
     stop.add_cb(on_drained)
+    threading.Thread(target=gateway.watch, name="gateway-watch", daemon=True).start()
     worker.serve_mtr(_new_scheduler(loop, gateway, impl_asyncio=True), loop, stop)
     loop.close()
     return stop
@@ -273,8 +327,9 @@ def _start(
 def _schedule_as_batch() -> None:
     """Tells Linux not to preempt the Python thread each time a packet wakes granian's I/O thread.
 
-    Where both have to share one core that is 18 instead of 31 us of CPU per request; with two cores
-    it makes no difference. Threads inherit it from here.
+    Where both have to share one core that is 18 instead of 31 us of CPU per request, with two cores
+    still 44,900 instead of 33,900 requests/s of a constant answer. The price: the service does not
+    preempt others either, so its tail grows where they keep every core busy. Threads inherit it.
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):

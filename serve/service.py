@@ -409,6 +409,7 @@ class Service:
                 "kind": manifest.kind,
                 "schema": manifest.schema.as_dict(),
                 "label": msgspec.to_builtins(manifest.label),
+                "cleaning": msgspec.to_builtins(manifest.cleaning),
                 "context": msgspec.to_builtins(manifest.context),
                 "thresholds": manifest.thresholds.as_dict(),
                 "metrics": dict(manifest.metrics),

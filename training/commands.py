@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from seqfraud.console import bar, figure, print_json
-from training.loop import Epoch, Progress
+from seqfraud.console import bar, figure, print_cleaning, print_json
+from training.loop import Progress
+from training.resume import Epoch
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DataOption = Annotated[Path | None, typer.Option(help="CSV or Parquet instead of the configuration's data.path.")]
@@ -79,6 +80,8 @@ def train(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME of the configuration.")] = None,
     device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training in that folder.")] = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Train, calibrate, choose thresholds on the validation days, evaluate on the test days.
@@ -86,13 +89,15 @@ def train(
     Example: seqfraud train configs/simulator.toml --data transactions.parquet --out runs/demo
     """
     from training.run import train_run
+    from training.tensorboard import logged
 
     folder = out if out is not None else Path("runs") / config.stem
-    with epochs_bar(quiet=json) as progress:
-        metrics = train_run(config, data, folder, device, progress)
+    with epochs_bar(quiet=json) as shown, logged(tensorboard, shown) as progress:
+        metrics = train_run(config, data, folder, device, progress, resume)
     if json:
         print_json(metrics)
         return
+    print_cleaning(metrics["cleaning"])
     print_figures(metrics)
     print(f"best epoch {metrics['best_epoch']} of {len(metrics['epochs'])}; run folder: {folder}")
 

@@ -17,23 +17,13 @@ from seqfraud.metrics import average_precision
 from seqfraud.nn.model import SequenceModel
 from seqfraud.sequences import Chunk, Encoded, chunks, group_users
 from training.prepare import Prepared
+from training.resume import Epoch, Progressed, ResumeFile
 
 WARM_UP = 0.05
 """Share of the steps over which the learning rate rises."""
 EVALUATION_USERS = 512
 FINAL_RATE = 0.02
 """Share of the learning rate that is left at the end of the cosine."""
-
-
-@dataclass
-class Epoch:
-    """What is reported of one epoch."""
-
-    epoch: int
-    loss: float
-    validation_average_precision: float
-    events_per_second: float
-    seconds: float
 
 
 @dataclass
@@ -147,8 +137,13 @@ def fit(
     device: torch.device,
     settings: TrainingConfig,
     progress: Progress | None = None,
+    keep: ResumeFile | None = None,
+    resume: bool = False,
 ) -> Fit:
     """Train in place and leave the weights of the best validation epoch in the model.
+
+    With `keep` the fit is written to that file after every epoch, and with `resume` it goes on from there, to the result
+    that it would have had.
 
     The loss is the binary cross-entropy of every train event; earlier events and other users' chunks without one only
     carry state. The best epoch has the highest average precision on the validation rows.
@@ -171,17 +166,19 @@ def fit(
     def has_loss(chunk: Chunk) -> bool:
         return bool(use[chunk.rows[chunk.rows >= 0]].any())
 
-    outcome = Fit(best_epoch=0)
-    best = -1.0
-    best_weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for epoch in range(settings.epochs):
+    done = keep.load(model, optimizer, rng, device) if keep and resume else None
+    if done is None:
+        done = Progressed([], 0, -1.0, _copy(model))
+    for epoch in range(len(done.history), settings.epochs):
+        if epoch - done.best_epoch >= settings.patience:
+            break
         began, loss_sum, labelled, events = time.perf_counter(), 0.0, 0, 0
         groups = group_users(trained.lengths(), settings.users_per_batch, rng)
         model.train()
         for g, users in enumerate(groups):
-            done = (epoch + g / len(groups)) / settings.epochs
+            share = (epoch + g / len(groups)) / settings.epochs
             for param in optimizer.param_groups:
-                param["lr"] = learning_rate(done, settings.learning_rate)
+                param["lr"] = learning_rate(share, settings.learning_rate)
             for chunk, logit in walk(model, data, trained, users, settings.events_per_chunk, has_loss, mixed):
                 events += int(chunk.length.sum())
                 if not logit.requires_grad:
@@ -203,13 +200,16 @@ def fit(
         figure = average_precision(prepared.label[validation], logits[validation].astype(np.float64))
         assert figure is not None  # `rows_of` refuses validation rows without a fraud
         report = Epoch(epoch + 1, loss_sum / max(labelled, 1), figure, events / seconds, seconds)
-        outcome.history.append(report)
+        done.history.append(report)
+        if figure > done.best:
+            done.best, done.best_epoch, done.best_weights = figure, epoch + 1, _copy(model)
+        if keep:
+            keep.save(done, model, optimizer, rng)
         if progress:
             progress(epoch, 1.0, events, report)
-        if figure > best:
-            best, outcome.best_epoch = figure, epoch + 1
-            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
-        elif epoch + 1 - outcome.best_epoch >= settings.patience:
-            break
-    model.load_state_dict(best_weights)
-    return outcome
+    model.load_state_dict(done.best_weights)
+    return Fit(done.best_epoch, done.history)
+
+
+def _copy(model: SequenceModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}

@@ -55,7 +55,7 @@ def prepare(config: Config, data: Path, vocabularies: tuple[Vocabulary, ...] | N
     if config.data.label is None:
         raise DataError("training needs labels: the configuration has no data.label")
     table, problems = read_transactions(data, schema, config.data)
-    table, cleaning = clean(table, problems)
+    table, cleaning = clean(table, problems, config.cleaning)
     split = split_of(config, table)
     rows = rows_of(split, table, config.data.label_delay)
     spec = context_spec(config, schema)

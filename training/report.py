@@ -1,8 +1,8 @@
 """`report.html`: one file that says in words, tables and charts whether a model can be trusted.
 
-`render_report(content)` is a pure function of the content: the same content gives the same bytes. Charts are SVG drawn by
-matplotlib and then stripped of what a browser does not need; their colours are the page's CSS variables, so that they
-follow it into the dark and onto paper. Nothing is loaded from outside and no script runs.
+`render_report(content)` is a pure function of the content: the same content gives the same bytes. Charts are SVG drawn
+by matplotlib and then stripped of what a browser does not need; their colours are the page's CSS variables, so that
+they follow it into the dark and onto paper. Nothing is loaded from outside and no script runs.
 """
 
 import io
@@ -44,6 +44,7 @@ from training.report_data import (
     money_text,
     read_baselines,
     report_content,
+    wilson,
 )
 
 __all__ = [
@@ -274,7 +275,8 @@ def _use(content: ReportContent, found: Assessment) -> str:
         text = f"At the threshold for “is fraud”, {threshold_text(content.thresholds.is_fraud)}, it catches"
         text += f" {percent(found.recall.value)} of the frauds ({span(found.recall, percent)})"
         if found.precision is not None:
-            text += f", and {percent(found.precision.value)} of what it flags is fraud ({span(found.precision, percent)})"
+            right = f"{percent(found.precision.value)} of what it flags is fraud ({span(found.precision, percent)})"
+            text += f", and {right}"
         words.append(text + ".")
     return " ".join(words)
 
@@ -526,7 +528,8 @@ def _flattened(report: Mapping[str, Any], prefix: str = "") -> tuple[list[tuple[
             tables += more_tables
         elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             columns = tuple(dict.fromkeys(column for item in value for column in item))
-            tables.append(Listing(name, columns, tuple(tuple(_plain(item.get(c, "")) for c in columns) for item in value)))
+            rows = tuple(tuple(_plain(item.get(column, "")) for column in columns) for item in value)
+            tables.append(Listing(name, columns, rows))
         else:
             figures.append((name, _plain(value)))
     return figures, tables
@@ -540,12 +543,8 @@ def _plain(value: Any) -> Any:
 
 # --- Charts ---------------------------------------------------------------------------------------
 
-COLOURS = {
-    name: f"#0001{number:02x}"
-    for number, name in enumerate(
-        ["ink", "muted", "line", "card", "gru", "fraud", "honest", "other-1", "other-2", "other-3", "other-4", "other-5"]
-    )
-}
+NAMES = ("ink", "muted", "line", "card", "gru", "fraud", "honest", *(f"other-{i}" for i in range(1, 6)))
+COLOURS = {name: f"#0001{number:02x}" for number, name in enumerate(NAMES)}
 """Stand-ins that matplotlib draws with; in the page each becomes the CSS variable of that name."""
 INK, MUTED, LINE, CARD = (COLOURS[name] for name in ("ink", "muted", "line", "card"))
 MODEL, FRAUD, HONEST = (COLOURS[name] for name in ("gru", "fraud", "honest"))
@@ -553,7 +552,7 @@ OTHERS = [COLOURS[f"other-{i}"] for i in range(1, 6)]
 DASHES: list[Any] = [(0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (8, 3))]
 """Models differ in dashes too, for readers and printers without colours."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names come from data
     "font.family": "sans-serif",
@@ -685,7 +684,8 @@ def _cuts(content: ReportContent) -> list[tuple[float, str, str]]:
 
 def _calibration(content: ReportContent, found: Assessment) -> Chart:
     earlier = bins_with_intervals(content.validation_label, content.validation_probability)
-    positive = [v for b in (*found.calibration, *earlier) for v in (b.bin.mean_probability, b.bin.observed_rate) if v > 0]
+    shown = [v for b in (*found.calibration, *earlier) for v in (b.bin.mean_probability, b.bin.observed_rate)]
+    positive = [value for value in shown if value > 0]
     floor = 10.0 ** math.floor(math.log10(max(min(positive, default=1e-4), 1e-6)) - 0.01)
     highest = max((max(b.bin.mean_probability, b.high) for b in found.calibration), default=1.0)
 
@@ -800,7 +800,7 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
     marked = found.rows[0].figures.get("alerts_per_day")
     what = "fraud money" if content.held_out.amount is not None else "frauds"
 
-    def chart(key: str, title: str, ylabel: str, caption: str, legend: str) -> Chart:
+    def chart(key: str, title: str, ylabel: str, caption: str, legend: Any) -> Chart:
         def paint(figure: Figure) -> None:
             axes = figure.add_subplot()
             for model, curve, look in zip(content.models, found.curves, _looks(content), strict=True):
@@ -884,7 +884,8 @@ def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
     has_amounts = any(amount is not None for amount in amounts)
 
     def paint(figure: Figure) -> None:
-        rows = figure.subplots(2 if has_amounts else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + has_amounts])
+        heights = [3, 2] if has_amounts else [1]
+        rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         axes = rows[0][0]
         axes.axvspan(miss.at - 0.5, miss.at + 0.5, color=FRAUD, alpha=0.12, linewidth=0)
         axes.axhline(cut, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))

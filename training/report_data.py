@@ -668,7 +668,8 @@ def _budget(figures: Mapping[str, Any], ranked: _DailyRanking) -> Int64:
     if figures.get("alerts_per_day") is not None:
         return np.full(len(ranked.rows_per_day), int(figures["alerts_per_day"]))
     share = float(figures.get("alert_share") or TOP)
-    return np.maximum(1, np.rint(share * ranked.rows_per_day)).astype(np.int64)
+    alerts: Int64 = np.maximum(1, np.rint(share * ranked.rows_per_day)).astype(np.int64)
+    return alerts
 
 
 def _shown_budgets(rows_per_day: Int64, marked: int | None) -> Int64:

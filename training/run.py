@@ -29,15 +29,25 @@ from seqfraud.sequences import require_numbers
 from training.calibrate import platt
 from training.loop import DeviceData, Progress, fit, pick_device, score_logits
 from training.prepare import Prepared, fit_scaling, prepare
+from training.resume import FILE as RESUME_FILE
+from training.resume import ResumeFile, identity_of
 
 REFERENCE_ROWS = 2000
 DECILES = np.linspace(0, 1, 11)
 
 
 def train_run(
-    config_path: Path, data: Path | None, out: Path, device_name: str, progress: Progress | None = None
+    config_path: Path,
+    data: Path | None,
+    out: Path,
+    device_name: str,
+    progress: Progress | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Train by a configuration and write the run folder; returns the metrics."""
+    """Train by a configuration and write the run folder; returns the metrics.
+
+    With `resume` an interrupted training in that folder goes on to the result it would have had.
+    """
     config = load_config(config_path)
     device = pick_device(device_name)
     source = data_path(config, config_path, data)
@@ -47,7 +57,9 @@ def train_run(
     require_numbers(prepared.table, may_be_missing(prepared.schema, spec))
     model = SequenceModel(spec, graph)
     scaling.apply(model.encoder)
-    outcome = fit(model, prepared, device, config.training, progress)
+    fitted = {**vars(prepared.encoded), **vars(prepared.rows), "label": prepared.label}
+    keep = ResumeFile(out / RESUME_FILE, identity_of(config_path.read_bytes(), fitted, device))
+    outcome = fit(model, prepared, device, config.training, progress, keep, resume)
     logits = all_logits(model, prepared, device)
     validation = prepared.rows.validation
     calibrate(model, config, logits[validation], prepared.label[validation])
@@ -73,6 +85,7 @@ def train_run(
     out.mkdir(parents=True, exist_ok=True)
     _write_model(out, config_path, source, prepared, model, thresholds, probability)
     write_json(out / "metrics.json", metrics)
+    keep.remove()
     return metrics
 
 

@@ -1,0 +1,374 @@
+"""JSON to a transaction: what is taken, what is refused and with which words, and that ids are those of offline."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqfraud.bulk import read_for_bundle
+from seqfraud.bundle import Bundle
+from seqfraud.errors import RequestError
+from seqfraud.vocabulary import UNSEEN
+from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
+
+CARD = {"id": 1, "user": "ann", "time": 1_600_000_000_000, "amount": 5.0, "kind": "food", "merchant": "m", "device": 9}
+
+
+@pytest.fixture(scope="module")
+def cards_decoder(cards: Bundle) -> TransactionDecoder:
+    return TransactionDecoder(cards.manifest)
+
+
+@pytest.fixture(scope="module")
+def plain_decoder(plain: Bundle) -> TransactionDecoder:
+    return TransactionDecoder(plain.manifest)
+
+
+@pytest.fixture(scope="module")
+def rich_decoder(rich: Bundle) -> TransactionDecoder:
+    return TransactionDecoder(rich.manifest)
+
+
+def decode(decoder: TransactionDecoder, row: dict[str, Any]) -> Transaction:
+    return decoder.decode(json.dumps(row).encode())
+
+
+def refusal(decoder: TransactionDecoder, body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decoder.decode(body)
+    return caught.value
+
+
+# ---- what is taken
+
+
+def test_every_field_has_its_place(rich_decoder):
+    row = {
+        "id": "T-1", "user": 42, "time": "2025-03-01T12:00:00Z", "amount": 12.5, "age": 30, "lat": 48.1, "long": 11.5,
+        "total": 99.0, "kind": "fuel", "ip": "192.0.2.77",
+    }  # fmt: skip
+    got = decode(rich_decoder, row)
+    assert (got.id, got.user, got.time) == ("T-1", "42", 1_740_830_400_000)
+    assert got.numbers == [12.5, 30.0, 48.1, 11.5, 99.0]
+    assert got.amount == 99.0
+    assert got.categories == [3], "padding, unseen, food, fuel"
+    assert got.entities == ["fuel", "192.0.2.0/24"], "a context column as it is, an address as its network"
+    assert json.loads(got.raw) == row
+
+
+def test_ids_and_users_are_strings_or_integers(cards_decoder):
+    texts = decode(cards_decoder, {**CARD, "id": "12", "user": "34"})
+    numbers = decode(cards_decoder, {**CARD, "id": 12, "user": 34})
+    assert (texts.id, texts.user, texts.content) == (numbers.id, numbers.user, numbers.content) == (
+        "12", "34", numbers.content
+    )  # fmt: skip
+    assert decode(cards_decoder, {**CARD, "id": 2**70}).id == str(2**70)
+    assert decode(cards_decoder, {**CARD, "id": "012"}).id == "012", "an id is a text, not a number"
+
+
+def test_undeclared_fields_leave_no_trace(cards_decoder):
+    got = decode(cards_decoder, {**CARD, "fraud": 1, "known_at": None, "note": {"deep": [1, {}]}})
+    assert got == decode(cards_decoder, CARD)
+    assert "note" not in json.loads(got.raw)
+
+
+def test_texts_may_be_missing_of_any_scalar_type_and_unseen(cards_decoder):
+    bare = {name: CARD[name] for name in ("id", "user", "time", "amount")}
+    got = decode(cards_decoder, bare)
+    assert got.categories == [UNSEEN]
+    assert got.entities == [None, None]
+    assert got.content == decode(cards_decoder, {**bare, "kind": None, "merchant": None}).content
+    for value, text in ((7, "7"), (7.0, "7"), ("7", "7"), (True, "true"), (1.5, "1.5")):
+        got = decode(cards_decoder, {**CARD, "kind": value, "merchant": value})
+        assert got.entities[0] == text
+        assert got.categories[0] > UNSEEN, f"{value!r} is in the vocabulary as {text!r}"
+    assert decode(cards_decoder, {**CARD, "kind": "FOOD"}).categories == [UNSEEN]
+
+
+def test_addresses_become_networks_and_other_texts_nothing(rich_decoder):
+    row = {"id": 1, "user": 1, "time": "2025-03-01", "amount": 1, "ip": "2001:db8:1:2::3"}
+    assert decode(rich_decoder, row).entities[1] == "2001:db8:1::/48"
+    assert decode(rich_decoder, {**row, "ip": " 10.1.2.3 "}).entities[1] == "10.1.2.0/24"
+    assert decode(rich_decoder, {**row, "ip": "not an address"}).entities[1] is None
+
+
+def test_numbers_may_be_missing_only_where_the_manifest_says(rich, rich_decoder):
+    """`age` was missing in training, places always may be, the amount that is no input counts as 0 without a value."""
+    assert set(rich.manifest.missing) == {"age", "lat", "long"}
+    row = {"id": 1, "user": 1, "time": "2025-03-01", "amount": 12.5}
+    got = decode(rich_decoder, {**row, "age": None})
+    assert got.numbers[0] == 12.5
+    assert all(math.isnan(x) for x in got.numbers[1:])
+    assert got.amount == 0.0
+    refused = refusal(rich_decoder, json.dumps({**row, "amount": None}).encode())
+    assert (refused.status, refused.code, refused.field) == (422, "invalid_field", "amount")
+    del row["amount"]
+    refused = refusal(rich_decoder, json.dumps(row).encode())
+    assert (refused.status, refused.code, refused.field) == (422, "invalid_field", "amount")
+    assert "missing" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("1970-01-01", 0),
+        ("1970-01-01T00:00:01", 1000),
+        ("1970-01-01T00:00:01Z", 1000),
+        ("1970-01-01T02:00:01+02:00", 1000),
+        ("1970-01-01 00:00:00.0019", 1),
+        ("1969-12-31T23:59:59.9995Z", -1),
+        ("0001-01-01", -62_135_596_800_000),
+        ("9999-12-31T23:59:59.999Z", 253_402_300_799_999),
+    ],
+)
+def test_iso_times_are_utc_without_a_zone_and_lose_parts_of_a_millisecond(rich_decoder, text, ms):
+    assert decode(rich_decoder, {"id": 1, "user": 1, "amount": 1, "time": text}).time == ms
+
+
+def test_times_as_numbers_have_the_unit_of_the_schema(cards_decoder, plain_decoder):
+    assert decode(cards_decoder, {**CARD, "time": 1500}).time == 1500
+    assert decode(cards_decoder, {**CARD, "time": 1500.9}).time == 1500
+    row = {"user": "ann", "amount": 1}
+    assert decode(plain_decoder, {**row, "time": 1500}).time == 1_500_000
+    assert decode(plain_decoder, {**row, "time": -1.0005}).time == -1001
+    assert decode(plain_decoder, {**row, "time": 1_234_567_890.123}).time == 1_234_567_890_123
+
+
+# ---- what is refused
+
+
+def body(**changes: Any) -> bytes:
+    return json.dumps({**CARD, **changes}).encode()
+
+
+def without(name: str) -> bytes:
+    return json.dumps({k: v for k, v in CARD.items() if k != name}).encode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code", "field"),
+    [
+        (b"", 400, "invalid_json", ""),
+        (b"{", 400, "invalid_json", ""),
+        (b"{} {}", 400, "invalid_json", ""),
+        (body(amount=math.nan), 400, "invalid_json", ""),
+        (body(amount=math.inf), 400, "invalid_json", ""),
+        (body().replace(b"ann", b"\xff"), 400, "invalid_json", ""),
+        (body().replace(b"ann", b"\\ud800"), 400, "invalid_json", ""),
+        (body()[:-1] + b', "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "invalid_json", ""),
+        (b"null", 422, "invalid_field", ""),
+        (b"[]", 422, "invalid_field", ""),
+        (b'"text"', 422, "invalid_field", ""),
+        (without("id"), 422, "invalid_field", "id"),
+        (without("user"), 422, "invalid_field", "user"),
+        (without("time"), 422, "invalid_field", "time"),
+        (without("amount"), 422, "invalid_field", "amount"),
+        (body(id=None), 422, "invalid_field", "id"),
+        (body(id=""), 422, "invalid_field", "id"),
+        (body(id=1.5), 422, "invalid_field", "id"),
+        (body(id=True), 422, "invalid_field", "id"),
+        (body(id=[1]), 422, "invalid_field", "id"),
+        (body(user=""), 422, "invalid_field", "user"),
+        (body(user=1.5), 422, "invalid_field", "user"),
+        (body(user={}), 422, "invalid_field", "user"),
+        (body().replace(b'"ann"', b"1" + b"0" * 5000), 422, "invalid_field", "user"),
+        (body(amount=None), 422, "invalid_field", "amount"),
+        (body(amount="5"), 422, "invalid_field", "amount"),
+        (body(amount=True), 422, "invalid_field", "amount"),
+        (body().replace(b"5.0", b"1e400"), 422, "invalid_field", "amount"),
+        (body(amount=1.1e30), 422, "invalid_field", "amount"),
+        (body(amount=-1e300), 422, "invalid_field", "amount"),
+        (body(amount=10**200), 422, "invalid_field", "amount"),
+        (body(kind=["food"]), 422, "invalid_field", "kind"),
+        (body(merchant={"id": 1}), 422, "invalid_field", "merchant"),
+        (body(time="2025-03-01"), 422, "invalid_field", "time"),
+        (body(time=None), 422, "invalid_field", "time"),
+        (body(time=True), 422, "invalid_field", "time"),
+        (body(time=253_402_300_800_000), 422, "invalid_field", "time"),
+        (body(time=-62_135_596_800_001), 422, "invalid_field", "time"),
+        (body(time=1e300), 422, "invalid_field", "time"),
+        (body(time=10**300), 422, "invalid_field", "time"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_and_names_the_field(cards_decoder, sent, status, code, field):
+    refused = refusal(cards_decoder, sent)
+    assert (refused.status, refused.code, refused.field) == (status, code, field)
+    assert refused.message
+    assert len(refused.message) < 300
+    assert "\n" not in refused.message
+    if field:
+        assert field in refused.message
+
+
+@pytest.mark.parametrize("time", ["yesterday", "", "2025-13-01", "2025-03-01T25:00", 5, 1.5, "0000-01-01"])
+def test_a_time_that_is_no_iso_time_is_refused(rich_decoder, time):
+    refused = refusal(rich_decoder, json.dumps({"id": 1, "user": 1, "amount": 1, "time": time}).encode())
+    assert (refused.status, refused.code, refused.field) == (422, "invalid_field", "time")
+
+
+def test_an_offset_may_not_lead_out_of_the_years(rich_decoder):
+    for time in ("9999-12-31T23:00:00-02:00", "0001-01-01T00:00:00+01:00"):
+        refused = refusal(rich_decoder, json.dumps({"id": 1, "user": 1, "amount": 1, "time": time}).encode())
+        assert (refused.status, refused.field) == (422, "time")
+
+
+def test_a_batch_is_an_array_whose_items_are_decoded_one_by_one(cards_decoder):
+    items = cards_decoder.decode_batch(b"[" + body() + b', 7, {"id": 2}]')
+    assert cards_decoder.decode(items[0]).id == "1"
+    for item in items[1:]:
+        with pytest.raises(RequestError):
+            cards_decoder.decode(item)
+    for wrong, status in ((b"{}", 422), (b"[", 400), (b"[1,]", 400), (b"", 400)):
+        with pytest.raises(RequestError) as caught:
+            cards_decoder.decode_batch(wrong)
+        assert caught.value.status == status
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*CARD, "x"]), inner, max_size=6),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.binary(max_size=60) | st.builds(lambda v: json.dumps(v).encode(), json_values)
+       | st.builds(lambda v: json.dumps({**CARD, **v}).encode(), st.dictionaries(st.sampled_from([*CARD]), json_values)))
+def test_whatever_is_sent_is_taken_or_refused(cards_decoder, sent):  # fmt: skip
+    """Nothing but a RequestError, or the answer would be a 500. What is taken can be kept and read again."""
+    for attempt in (cards_decoder.decode, cards_decoder.decode_batch, decode_labels):
+        try:
+            got = attempt(sent)
+        except RequestError as error:
+            assert error.status in (400, 422)
+        else:
+            if isinstance(got, Transaction):
+                assert cards_decoder.decode(got.raw) == got
+                assert all(abs(x) <= 1e30 for x in got.numbers)
+
+
+# ---- content and derived ids
+
+
+def test_content_is_the_same_for_the_same_values_however_spelled(cards_decoder):
+    content = decode(cards_decoder, CARD).content
+    for change in ({"id": 2}, {"amount": 5}, {"device": "9"}, {"device": 9.0}, {"extra": 1}, {"time": 1.6e12}):
+        assert decode(cards_decoder, {**CARD, **change}).content == content, change
+    zero = decode(cards_decoder, {**CARD, "amount": 0}).content
+    assert decode(cards_decoder, {**CARD, "amount": -0.0}).content == zero
+
+
+def test_content_differs_where_any_declared_value_does(cards_decoder):
+    changes: list[dict[str, Any]] = [
+        {}, {"user": "bob"}, {"time": CARD["time"] + 1}, {"amount": 5.01}, {"kind": "fuel"}, {"kind": "unseen"},
+        {"kind": None}, {"merchant": "n"}, {"device": 8}, {"merchant": 9, "device": "m"}, {"merchant": "m9", "device": ""},
+    ]  # fmt: skip
+    contents = {decode(cards_decoder, {**CARD, **change}).content for change in changes}
+    assert len(contents) == len(changes)
+
+
+def test_derived_ids_are_those_of_offline(plain, plain_decoder, tmp_path: Path):
+    """The same rows through Parquet, through CSV and spelled in JSON by hand have the same ids."""
+    seconds = [1_600_000_000, 1_600_000_000, 1_600_000_001.25, 1_700_000_000.123, 5, -7, 1_650_000_000.001, 9e9]
+    users = [1, 42, 7, 1000000, 5, 6, 8, 12]
+    amounts = [0.0, -0.0, 0.1, 1e22, 123456.789, 1e-9, -5.0, 3.0]
+    kinds = ["food", "", "ünïcode ☃", "a,b", "7", "true", "007", "food"]
+    sent = [
+        json.dumps({"user": user, "time": time, "amount": amount, "kind": kind})
+        for user, time, amount, kind in zip(users, seconds, amounts, kinds, strict=True)
+    ]
+    online = [plain_decoder.decode(item.encode()).id for item in sent]
+    assert len(set(online)) == len(online)
+    columns = {"user": users, "time": pa.array(seconds, pa.float64()), "amount": amounts, "kind": kinds}
+    parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    table = read_for_bundle(plain, tmp_path / "rows.parquet")
+    back = dict(zip(table.file_row.tolist(), table.id_texts(), strict=True))
+    assert [back[i] for i in range(len(users))] == online
+    replayed = [plain_decoder.decode(json.dumps(row).encode()).id for row in table.raw_rows()]
+    assert replayed == table.id_texts(), "and so do rows as a replay spells them"
+    lines = ["user,time,amount,kind", *(f'{u},{t!r},{a!r},"{k}"' for u, t, a, k in zip(users, seconds, amounts, kinds,
+                                                                                      strict=True) if k)]  # fmt: skip
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    table = read_for_bundle(plain, tmp_path / "rows.csv")
+    assert set(table.id_texts()) == {i for i, k in zip(online, kinds, strict=True) if k}
+
+
+def test_rows_with_ids_replay_as_they_were_read(rich, rich_decoder, tmp_path: Path):
+    """Missing values, addresses, times with parts of a second: content and id survive file -> request."""
+    rows = {
+        "id": ["a", "b", "c"],
+        "user": ["1", "2", "3"],
+        "time": pa.array([1_600_000_000_123, 1_600_000_001_000, -1], pa.timestamp("ms")),
+        "amount": [1.5, 2.5, 1e20],
+        "age": [None, 30.0, 31.0],
+        "lat": [1.0, None, 3.0],
+        "long": [1.0, 2.0, None],
+        "total": [None, 7.0, 8.0],
+        "kind": ["food", None, "x"],
+        "ip": ["1.2.3.4", "::ffff:1.2.3.4", None],
+    }
+    parquet.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    table = read_for_bundle(rich, tmp_path / "rows.parquet")
+    decoded = [decode(rich_decoder, row) for row in table.raw_rows()]
+    assert [d.id for d in decoded] == table.id_texts() == ["c", "a", "b"]
+    assert [d.time for d in decoded] == table.time.tolist()
+    assert [d.entities[1] for d in decoded] == [None, "1.2.3.0/24", "1.2.3.0/24"]
+    for got, wanted in zip(decoded, table.numbers.tolist(), strict=True):
+        assert str(got.numbers) == str(wanted)
+
+
+# ---- labels
+
+
+def test_labels_have_text_ids_times_in_ms_and_a_source():
+    sent = [
+        {"transaction_id": 5, "is_fraud": True, "known_at": 1500},
+        {"transaction_id": "5x", "is_fraud": 0, "known_at": "1970-01-01T00:00:02"},
+        {"transaction_id": "a", "is_fraud": 1, "source": "analyst", "other": []},
+        {"transaction_id": "b", "is_fraud": False, "known_at": None},
+    ]
+    assert decode_labels(json.dumps(sent).encode()) == [
+        SaidLabel("5", True, 1500, "api"),
+        SaidLabel("5x", False, 2000, "api"),
+        SaidLabel("a", True, None, "analyst"),
+        SaidLabel("b", False, None, "api"),
+    ]
+    assert decode_labels(b"[]") == []
+
+
+@pytest.mark.parametrize(
+    ("label", "field"),
+    [
+        ({"is_fraud": True}, "transaction_id"),
+        ({"transaction_id": "", "is_fraud": True}, "transaction_id"),
+        ({"transaction_id": 1.5, "is_fraud": True}, "transaction_id"),
+        ({"transaction_id": 1}, "is_fraud"),
+        ({"transaction_id": 1, "is_fraud": None}, "is_fraud"),
+        ({"transaction_id": 1, "is_fraud": 2}, "is_fraud"),
+        ({"transaction_id": 1, "is_fraud": -1}, "is_fraud"),
+        ({"transaction_id": 1, "is_fraud": "yes"}, "is_fraud"),
+        ({"transaction_id": 1, "is_fraud": True, "known_at": "soon"}, "known_at"),
+        ({"transaction_id": 1, "is_fraud": True, "known_at": 1e300}, "known_at"),
+        ({"transaction_id": 1, "is_fraud": True, "known_at": 2**63}, "known_at"),
+        ({"transaction_id": 1, "is_fraud": True, "known_at": []}, "known_at"),
+        ({"transaction_id": 1, "is_fraud": True, "source": 5}, "source"),
+    ],
+)
+def test_one_wrong_label_refuses_all_and_names_the_field(label, field):
+    good = {"transaction_id": 9, "is_fraud": True}
+    with pytest.raises(RequestError) as caught:
+        decode_labels(json.dumps([good, label]).encode())
+    assert (caught.value.status, caught.value.code, caught.value.field) == (422, "invalid_field", field)
+
+
+@pytest.mark.parametrize(("sent", "status"), [(b"", 400), (b"[", 400), (b"{}", 422), (b'["x"]', 422), (b"null", 422)])
+def test_labels_come_as_an_array_of_objects(sent, status):
+    with pytest.raises(RequestError) as caught:
+        decode_labels(sent)
+    assert caught.value.status == status
