@@ -319,6 +319,7 @@ def context_columns(
     amount: Float64 | None,
     label: npt.NDArray[np.int8] | None,
     known_at: Int64 | None,
+    place: Int64 | None = None,
 ) -> npt.NDArray[np.float32]:
     """What every transaction of a file reads: `ContextTable` over the rows in arrival order, vectorised.
 
@@ -328,12 +329,14 @@ def context_columns(
         amount: float64 [N], or None: counts as 0.
         label: int8 [N], -1 unknown; None: no label is ever known.
         known_at: int64 [N]; None: one label delay after the transaction.
+        place: int64 [N], the row of the result for each transaction; None: as they are. The result is the largest
+            array of a preparation; put in order here, it need not be copied.
 
     Returns:
         float32 [N, K], the graph's `context` input.
     """
     out = np.empty((len(time), spec.width), dtype=np.float32)
-    _fill_columns(out, spec, entities, time, amount, label, known_at)
+    _fill_columns(out, spec, entities, time, amount, label, known_at, place)
     return out
 
 
@@ -345,13 +348,14 @@ def _fill_columns(
     amount: Float64 | None,
     label: npt.NDArray[np.int8] | None,
     known_at: Int64 | None,
+    place: Int64 | None = None,
 ) -> None:
     """`context_columns` into an array [N, K] of any float type."""
     weight = np.zeros(len(time)) if amount is None else np.nan_to_num(amount)
     effects = _label_effects(time, label, known_at, spec.label_delay)
     size = spec.numbers_per_column
     for column, coded in enumerate(entities):
-        _fill_column(out[:, column * size : (column + 1) * size], spec, coded, time, weight, effects)
+        _fill_column(out[:, column * size : (column + 1) * size], spec, coded, time, weight, effects, place)
 
 
 @dataclass(frozen=True)
@@ -419,13 +423,20 @@ class _Rows:
 
 
 def _fill_column(
-    out: npt.NDArray[Any], spec: ContextSpec, coded: Coded, time: Int64, amount: Float64, effects: _Effects
+    out: npt.NDArray[Any],
+    spec: ContextSpec,
+    coded: Coded,
+    time: Int64,
+    amount: Float64,
+    effects: _Effects,
+    place: Int64 | None,
 ) -> None:
     """Fill `out` [N, S] for one context column, block by block of its sorted rows."""
     lengths = len(spec.half_lives)
     rate = -1.0 / np.array(spec.half_lives, dtype=np.float64)
     order = _by_code(coded.codes)
-    out[coded.codes == MISSING] = np.r_[np.zeros(4 * lengths), UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_AGE]
+    absent = np.flatnonzero(coded.codes == MISSING)
+    out[absent if place is None else place[absent]] = np.r_[np.zeros(4 * lengths), UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_AGE]
     code, t = coded.codes[order], time[order]
     n = len(order)
     first = np.ones(n, dtype=bool)
@@ -453,7 +464,8 @@ def _fill_column(
             block[:, :, kind * lengths : (kind + 1) * lengths] = gain[:, kind].transpose(2, 0, 1)
         flat = block.reshape(-1, spec.numbers_per_column)[: high - low]
         flat[:, -4:] = run_numbers(runs.read(rows, low, high), t[low:high])
-        out[order[low:high]] = flat
+        at = order[low:high]
+        out[at if place is None else place[at]] = flat
 
 
 def _by_code(codes: npt.NDArray[np.int32]) -> Int64:

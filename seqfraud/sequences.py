@@ -85,8 +85,11 @@ def require_numbers(table: Transactions, may_be_missing: Collection[str]) -> Non
 def encode(table: Transactions, vocabularies: Sequence[Vocabulary], spec: ContextSpec) -> Encoded:
     """Graph inputs of transactions in arrival order, contexts included."""
     amount = table.amount()
-    context = context_columns(spec, table.entities(), table.time, amount, table.label, table.known_at)
     order = np.argsort(table.user.codes, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    context = context_columns(spec, table.entities(), table.time, amount, table.label, table.known_at, place)
+    del place
     users = table.user.codes[order]
     starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, dtype=np.int64)
     categorical = np.empty((len(table), len(vocabularies)), dtype=np.int32)
@@ -96,7 +99,7 @@ def encode(table: Transactions, vocabularies: Sequence[Vocabulary], spec: Contex
         time=table.time[order],
         numeric=table.numeric_inputs().astype(np.float32)[order],
         categorical=categorical,
-        context=context[order],
+        context=context,
         begin=starts.astype(np.int64),
         end=np.r_[starts[1:], len(users)].astype(np.int64),
         arrival=order.astype(np.int64),

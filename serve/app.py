@@ -22,9 +22,8 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 from seqfraud.errors import RequestError
 from serve.hug_compat import falcon, hug
 
-__all__ = ["DEFAULT_MAX_BODY_BYTES", "SCORE_PATH", "ServiceLike", "create_app", "declared_length"]
+__all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
-SCORE_PATH = "/v1/score"
 DEFAULT_MAX_BODY_BYTES = 4 * 1024 * 1024
 
 _DISCARDED_BODIES = 16
@@ -75,7 +74,7 @@ def create_app(
     """The WSGI application over `service`. Two apps in one process share no routes."""
     api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
 
-    @_route(api, "POST", SCORE_PATH)
+    @_route(api, "POST", "/v1/score")
     def score(request: Any) -> bytes:
         return service.score(_read_body(request.env, max_body_bytes))
 
@@ -174,7 +173,7 @@ def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
     which is all the service takes.
     """
     stream: InputStream = environ["wsgi.input"]
-    length = declared_length(environ)
+    length = _declared_length(environ)
     if length is None:
         body = stream.read(limit + 1) if environ.get("wsgi.input_terminated") else b""
         if len(body) > limit:
@@ -191,7 +190,7 @@ def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
     return body
 
 
-def declared_length(environ: WSGIEnvironment) -> int | None:
+def _declared_length(environ: WSGIEnvironment) -> int | None:
     """The body's length where the request says it reliably: a number, and no other framing."""
     text = environ.get("CONTENT_LENGTH", "")
     if "HTTP_TRANSFER_ENCODING" in environ or not (text.isascii() and text.isdigit()):

@@ -126,14 +126,15 @@ class _Thread:
 class _Gateway:
     """What granian calls for each request, on one of its threads: WSGI, and one thread at a time.
 
-    Python runs one thread at a time and the service has one lock, so several threads only fight over
-    both: measured on two cores with 8 connections and 70 us of service, 8 threads gave 10,500
-    requests/s with a p99 of 6 ms, one thread 13,600 with 0.7 ms. One thread, however, stands still
-    for a client that does not send its body, and for a long batch. So one thread takes requests from
-    granian's queue and the others wait here; when it has been at one request for two ticks of
-    `watch`, one of them is let in to take its place, and it joins the others once it is done.
+    Python runs one thread at a time and the service has one lock, so several threads only fight
+    over both: measured on two cores with 8 connections and 70 us of service, 8 threads gave 10,500
+    requests/s with a p99 of 6 ms, one thread 13,800 with 0.7 ms. One thread, however, stands still
+    for a client that does not send its body, and for a long batch. So one thread takes requests
+    from granian's queue and the others wait here. When it has been at one request for a tick of
+    `watch`, one of them is let in to take its place, and it joins the others once it is done: that
+    measures like one thread.
 
-    A thread that granian starts comes with a request: it answers that and joins the others too.
+    A thread that granian starts comes with a request: it answers that, then joins the others too.
     """
 
     TICK_SECONDS = 0.01
@@ -327,9 +328,9 @@ def _start(
 def _schedule_as_batch() -> None:
     """Tells Linux not to preempt the Python thread each time a packet wakes granian's I/O thread.
 
-    Where both have to share one core that is 18 instead of 31 us of CPU per request, with two cores
-    still 44,900 instead of 33,900 requests/s of a constant answer. The price: the service does not
-    preempt others either, so its tail grows where they keep every core busy. Threads inherit it.
+    Where both have to share one core that is 18 instead of 31 us of CPU per request; with a core
+    each it makes no difference. The price: the service does not preempt others either, so its tail
+    grows where they keep every core busy. Threads inherit it.
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):

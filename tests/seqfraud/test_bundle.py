@@ -22,6 +22,7 @@ from seqfraud.bundle import (
     put_in_place,
     write_manifest,
 )
+from seqfraud.config import CleaningConfig
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError
 from seqfraud.graph import gru_graph
@@ -58,6 +59,7 @@ FULL = Manifest(
     metrics={"test": {"average_precision": 0.75, "roc_auc": None}},
     versions={"torch": "2.13.0"},
     parity=Parity(1e-5, 1e-3, {"sequence": {"logit": 1.5e-6}}),
+    cleaning=CleaningConfig(negative_amount="drop", most_dropped=0.25),
 )
 BARE = dataclasses.replace(
     FULL,
@@ -67,6 +69,7 @@ BARE = dataclasses.replace(
     vocabularies=(),
     graph=gru_graph(Schema("user", "time", numeric=("amount",)), ContextSpec((), (DAY,), DAY), layers=1, hidden=2),
     missing=(),
+    cleaning=CleaningConfig(),
 )
 
 
@@ -147,6 +150,7 @@ def test_another_file_is_another_id(tmp_path: Path, name: str) -> None:
         {"label": LabelSource("fraud", "known_at")},
         {"context": ContextSpec(("shop", "address"), (DAY, 7 * DAY), 3 * DAY + 1)},
         {"missing": ("lat", "long")},
+        {"cleaning": CleaningConfig(negative_amount="drop")},
         {"calibration": {"method": "platt", "scale": 1.25, "shift": -0.1000001}},
     ],
     ids=lambda change: next(iter(change)),
@@ -230,6 +234,8 @@ def test_another_format_is_refused_even_if_its_id_fits(bundle: Path, number: Any
         (lambda raw: raw["thresholds"].update(review=0.95), "thresholds.review"),
         (lambda raw: raw["context"].update(label_delay="soon"), "not readable: ValueError"),
         (lambda raw: raw.update(vocabularies=[["grocery"]]), "not readable: TypeError"),
+        (lambda raw: raw.pop("cleaning"), "not readable: KeyError: 'cleaning'"),
+        (lambda raw: raw["cleaning"].update(repeated="keep"), "cleaning.repeated: 'keep' is not one of"),
         (lambda raw: raw["parity"].pop("tolerance"), "not readable: KeyError: 'tolerance'"),
     ],
 )

@@ -156,12 +156,11 @@ def without(name: str) -> bytes:
     [
         (b"", 400, "invalid_json", ""),
         (b"{", 400, "invalid_json", ""),
-        (b"{} {}", 400, "invalid_json", ""),
+        (body() + b" {}", 400, "invalid_json", ""),
         (body(amount=math.nan), 400, "invalid_json", ""),
         (body(amount=math.inf), 400, "invalid_json", ""),
         (body().replace(b"ann", b"\xff"), 400, "invalid_json", ""),
         (body().replace(b"ann", b"\\ud800"), 400, "invalid_json", ""),
-        (body()[:-1] + b', "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "invalid_json", ""),
         (b"null", 422, "invalid_field", ""),
         (b"[]", 422, "invalid_field", ""),
         (b'"text"', 422, "invalid_field", ""),
@@ -177,7 +176,6 @@ def without(name: str) -> bytes:
         (body(user=""), 422, "invalid_field", "user"),
         (body(user=1.5), 422, "invalid_field", "user"),
         (body(user={}), 422, "invalid_field", "user"),
-        (body().replace(b'"ann"', b"1" + b"0" * 5000), 422, "invalid_field", "user"),
         (body(amount=None), 422, "invalid_field", "amount"),
         (body(amount="5"), 422, "invalid_field", "amount"),
         (body(amount=True), 422, "invalid_field", "amount"),
@@ -204,6 +202,14 @@ def test_a_refusal_says_what_and_names_the_field(cards_decoder, sent, status, co
     assert "\n" not in refused.message
     if field:
         assert field in refused.message
+
+
+def test_what_is_deep_or_long_is_refused_too(cards_decoder):
+    deep = body()[:-1] + b', "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert refusal(cards_decoder, deep).status == 400
+    long = refusal(cards_decoder, body().replace(b'"ann"', b"1" + b"0" * 5000))
+    assert (long.status, long.field) == (422, "user")
+    assert len(long.message) < 300
 
 
 @pytest.mark.parametrize("time", ["yesterday", "", "2025-13-01", "2025-03-01T25:00", 5, 1.5, "0000-01-01"])
@@ -238,8 +244,11 @@ json_values = st.recursive(
 
 
 @settings(max_examples=300, deadline=None, database=None)
-@given(st.binary(max_size=60) | st.builds(lambda v: json.dumps(v).encode(), json_values)
-       | st.builds(lambda v: json.dumps({**CARD, **v}).encode(), st.dictionaries(st.sampled_from([*CARD]), json_values)))
+@given(
+    st.binary(max_size=60)
+    | st.builds(lambda v: json.dumps(v).encode(), json_values)
+    | st.builds(lambda v: json.dumps({**CARD, **v}).encode(), st.dictionaries(st.sampled_from([*CARD]), json_values))
+)
 def test_whatever_is_sent_is_taken_or_refused(cards_decoder, sent):  # fmt: skip
     """Nothing but a RequestError, or the answer would be a 500. What is taken can be kept and read again."""
     for attempt in (cards_decoder.decode, cards_decoder.decode_batch, decode_labels):

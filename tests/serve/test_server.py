@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import selectors
 import signal
@@ -9,12 +10,17 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
+
+from serve.app import ServiceLike
+from serve.server import ServerSettings, _Gateway
 
 LIMIT_S = 10.0
 
@@ -33,18 +39,7 @@ SCRIPT = textwrap.dedent(
         print(*words, flush=True)
 
     class Service:
-        def __init__(self):
-            self.inside, self.most = 0, 0
-
         def score(self, body):
-            self.inside += 1
-            self.most = max(self.most, self.inside)
-            try:
-                return self.answer(body)
-            finally:
-                self.inside -= 1
-
-        def answer(self, body):
             if body == b'"wait"':
                 say("waiting")
                 while not (signs / "go").exists():
@@ -73,7 +68,7 @@ SCRIPT = textwrap.dedent(
             return b"{}"
 
         def model(self):
-            return b'{"most":%d}' % self.most
+            return b"{}"
 
         def ready(self):
             return True
@@ -248,7 +243,7 @@ def test_a_client_that_goes_away_mid_body_changes_nothing(shared: Server) -> Non
     assert shared.request("POST", "/v1/score", body=b"[1]") == (200, b"[1]")
 
 
-def test_concurrent_requests_get_their_own_answers_one_score_at_a_time(shared: Server) -> None:
+def test_concurrent_requests_get_their_own_answers(shared: Server) -> None:
     def client(number: int) -> list[bool]:
         with contextlib.closing(shared.connect()) as connection:
             good = []
@@ -262,7 +257,6 @@ def test_concurrent_requests_get_their_own_answers_one_score_at_a_time(shared: S
     with ThreadPoolExecutor(12) as pool:
         results = list(pool.map(client, range(12)))
     assert all(all(good) and len(good) == 20 for good in results)
-    assert shared.request("GET", "/v1/model") == (200, b'{"most":1}')
 
 
 def test_what_leaves_a_handler_by_force_is_a_500_and_the_next_is_served(start: Start) -> None:
@@ -276,7 +270,7 @@ def test_what_leaves_a_handler_by_force_is_a_500_and_the_next_is_served(start: S
 
 
 def test_clients_that_do_not_send_their_body_hold_nothing_but_a_thread(start: Start) -> None:
-    """With one thread, or with the bodies read in turn, one such client stops the service."""
+    """With one thread, one such client stops the service."""
     server = start(threads=4).started()
     silent = [server.half_a_request() for _ in range(3)]
     for _ in range(5):
@@ -286,18 +280,16 @@ def test_clients_that_do_not_send_their_body_hold_nothing_but_a_thread(start: St
     assert server.stop()[:2] == (0, ["closed"])
 
 
-def test_scores_wait_for_their_turn_and_health_does_not(start: Start) -> None:
+def test_a_long_request_holds_up_nobody_else(start: Start) -> None:
     server = start().started()
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(server.request, "POST", "/v1/score", b'"wait"')
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(server.request, "POST", "/v1/score", b'"wait"')
         assert server.line() == "waiting"
-        others = [pool.submit(server.request, "POST", "/v1/score", b"[%d]" % i) for i in range(2)]
         assert server.request("GET", "/healthz")[0] == 200
-        assert server.request("POST", "/v1/score/batch", b"[]")[0] == 200
-        assert not any(future.done() for future in others)
+        assert server.request("POST", "/v1/score", b"[1]") == (200, b"[1]")
+        assert not long.done()
         server.go.touch()
-        assert first.result() == (200, b'"wait"')
-        assert [future.result() for future in others] == [(200, b"[0]"), (200, b"[1]")]
+        assert long.result() == (200, b'"wait"')
     assert server.stop()[:2] == (0, ["answered", "closed"])
 
 
@@ -384,3 +376,95 @@ def test_the_access_log_is_said_when_asked_for(start: Start) -> None:
     assert code == 0
     assert lines[0].startswith("127.0.0.1 POST '/v1/score' 200 ")
     assert lines[1].startswith("127.0.0.1 GET '/v1/users/a b' 200 ")
+
+
+class Gate:
+    """A WSGI service for `_Gateway` itself: `ready` waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.open = threading.Event()
+
+    def ready(self) -> bool:
+        self.entered.set()
+        return self.open.wait(LIMIT_S)
+
+
+class Caller(threading.Thread):
+    """Stands for one of granian's threads: ends when the gateway returns to granian."""
+
+    def __init__(self, gateway: _Gateway, path: str) -> None:
+        super().__init__(daemon=True)
+        self.gateway = gateway
+        self.path = path
+        self.answered = threading.Event()
+        self.start()
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        assert status == 200
+        self.answered.set()
+
+    def run(self) -> None:
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": self.path, "wsgi.input": io.BytesIO()}
+        self.gateway(self, environ)
+
+    def is_back(self) -> bool:
+        self.join(LIMIT_S)
+        return not self.is_alive()
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def gateway(gate: Gate) -> Iterator[_Gateway]:
+    gateway = _Gateway(cast(ServiceLike, gate), ServerSettings())
+    yield gateway
+    gate.open.set()
+    gateway.close()
+
+
+def test_one_thread_takes_requests_and_another_waits(gateway: _Gateway, gate: Gate) -> None:
+    first = Caller(gateway, "/readyz")
+    assert gate.entered.wait(LIMIT_S)
+    second = Caller(gateway, "/healthz")
+    assert second.answered.wait(LIMIT_S)
+    gate.open.set()
+    assert first.is_back()
+    assert second.is_alive()
+    gateway.close()
+    assert second.is_back()
+
+
+def test_the_one_that_waits_is_let_in_for_one_that_is_held_up(
+    gateway: _Gateway,
+    gate: Gate,
+) -> None:
+    first = Caller(gateway, "/readyz")
+    assert gate.entered.wait(LIMIT_S)
+    second = Caller(gateway, "/healthz")
+    assert second.answered.wait(LIMIT_S)
+    threading.Thread(target=gateway.watch, daemon=True).start()
+    assert second.is_back()
+    gate.open.set()
+    assert first.answered.wait(LIMIT_S)
+    first.join(0.05)
+    assert first.is_alive()  # now it waits in the place of the other
+    gateway.close()
+    assert first.is_back()
+
+
+def test_the_only_thread_goes_on_after_it_was_held_up(gateway: _Gateway, gate: Gate) -> None:
+    threading.Thread(target=gateway.watch, daemon=True).start()
+    only = Caller(gateway, "/readyz")
+    assert gate.entered.wait(LIMIT_S)
+    wait_until(lambda: gateway._taking is None)
+    gate.open.set()
+    assert only.is_back()
+
+
+def test_an_idle_place_goes_to_whoever_comes_with_a_request(gateway: _Gateway, gate: Gate) -> None:
+    assert Caller(gateway, "/healthz").is_back()
+    assert Caller(gateway, "/healthz").is_back()
