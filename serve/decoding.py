@@ -96,7 +96,16 @@ class TransactionDecoder:
 
     def decode(self, body: bytes | msgspec.Raw) -> Transaction:
         """One transaction from JSON. Raises RequestError."""
-        return self._transaction(decode_as(body, self._json))
+        transaction = self.decode_stored(body)
+        if transaction.amount < 0 and self._refuse_negative:
+            column = str(self._schema.amount)
+            message = f"{column}: {transaction.amount:g} is negative; training refused such rows"
+            raise RequestError(422, "invalid_field", message, column)
+        return transaction
+
+    def decode_stored(self, raw: bytes | msgspec.Raw) -> Transaction:
+        """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
+        return self._transaction(decode_as(raw, self._json))
 
     def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
@@ -111,9 +120,6 @@ class TransactionDecoder:
         content = content_digest(user, time, numbers, texts)
         own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
         amount = 0.0 if self._amount is None else numbers[self._amount]
-        if amount < 0 and self._refuse_negative:
-            column = str(self._schema.amount)
-            raise RequestError(422, "invalid_field", f"{column}: {amount:g} is negative; training refused such rows", column)
         return Transaction(
             id=content.hex() if own_id is None else own_id,
             user=user,

@@ -137,7 +137,7 @@ class _Gateway:
     A thread that granian starts comes with a request: it answers that, then joins the others too.
     """
 
-    TICK_SECONDS = 0.01
+    TICK_SECONDS = 0.005
 
     def __init__(self, service: ServiceLike, settings: ServerSettings) -> None:
         self._app = create_app(service, max_body_bytes=settings.max_body_bytes)

@@ -126,7 +126,11 @@ class Service:
 
     def _replay(self, record: TransactionRecord, as_recorded: bool) -> None:
         """Fold one journalled transaction into memory; its context as recorded, if this bundle defines it alike."""
-        transaction = self._decoder.decode(record.raw)
+        try:
+            transaction = self._decoder.decode_stored(record.raw)
+        except RequestError as error:
+            where = f"{self._state}: record {record.seq} of the journal"
+            raise RunError(f"{where} is not what this bundle can score: {error.message}") from error
         self._labels.advance(transaction.time)
         rows = self._context.rows_of(transaction.entities)
         if as_recorded:
@@ -138,7 +142,7 @@ class Service:
 
     def _find(self, seq: int) -> tuple[int, npt.NDArray[np.int64]]:
         record = self._journal.transaction_at(seq)
-        transaction = self._decoder.decode(record.raw)
+        transaction = self._decoder.decode_stored(record.raw)
         return transaction.time, self._context.rows_of(transaction.entities)
 
     def close(self) -> None:

@@ -163,6 +163,7 @@ def random_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: 
         metrics={},
         versions={},
         parity=Parity(1e-5, 1e-3, {}),
+        cleaning=config.cleaning,
     )
     folder.mkdir(parents=True)
     export_graphs(model, folder)
@@ -185,6 +186,18 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cards_toml() -> str:
+    """CARDS, for variations of it."""
+    return CARDS
+
+
+@pytest.fixture(scope="session")
+def rich_toml() -> str:
+    """RICH, for variations of it."""
+    return RICH
 
 
 @pytest.fixture(scope="session")

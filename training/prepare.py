@@ -20,7 +20,7 @@ from seqfraud.schema import Schema, schema_of
 from seqfraud.sequences import Encoded, encode
 from seqfraud.table import Transactions
 from seqfraud.vocabulary import Vocabulary, fit_vocabulary
-from training.split import Rows, Split, rows_of, split_of
+from training.split import Rows, Split, later_split, rows_of, split_of
 
 FIT_ROWS = 500_000
 """Rows at most from which scaling and bins are fitted; a random sample of the training rows beyond that."""
@@ -49,20 +49,26 @@ class Prepared:
     cleaning: dict[str, Any]
 
 
-def prepare(config: Config, data: Path, vocabularies: tuple[Vocabulary, ...] | None = None) -> Prepared:
-    """Read `data` by the configuration and encode it; with `vocabularies` nothing is fitted."""
+def prepare(
+    config: Config, data: Path, vocabularies: tuple[Vocabulary, ...] | None = None, later: bool = False
+) -> Prepared:
+    """Read `data` by the configuration and encode it; with `vocabularies` nothing is fitted.
+
+    With `later` the data are others than those of the training: every labelled row from the start of the test on is a
+    test row, and train and validation rows need not be there.
+    """
     schema = schema_of(config)
     if config.data.label is None:
         raise DataError("training needs labels: the configuration has no data.label")
     table, problems = read_transactions(data, schema, config.data)
     table, cleaning = clean(table, problems, config.cleaning)
-    split = split_of(config, table)
-    rows = rows_of(split, table, config.data.label_delay)
+    split = later_split(config, table) if later else split_of(config, table)
+    rows = rows_of(split, table, config.data.label_delay, fitting=not later)
     spec = context_spec(config, schema)
     if vocabularies is None:
-        fitted = table.take(rows.before_validation)
         vocabularies = tuple(
-            fit_vocabulary(column, fitted.text(column), config.features.min_count) for column in schema.categorical
+            fit_vocabulary(column, table.text(column).take(rows.before_validation), config.features.min_count)
+            for column in schema.categorical
         )
     encoded = encode(table, vocabularies, spec)
     by_user = Rows(**{name: mask[encoded.arrival] for name, mask in vars(rows).items()})

@@ -5,6 +5,7 @@
     model.json           data, shapes, schema, context, vocabularies, calibration, thresholds, fingerprint
     reference.npz        rows of the training time from which export makes its parity checks (no identifiers)
     metrics.json         figures on validation and test rows
+    report.html          the same for people, with pictures
 """
 
 import json
@@ -85,8 +86,35 @@ def train_run(
     out.mkdir(parents=True, exist_ok=True)
     _write_model(out, config_path, source, prepared, model, thresholds, probability)
     write_json(out / "metrics.json", metrics)
+    write_run_report(out, prepared, probability, metrics, thresholds)
     keep.remove()
     return metrics
+
+
+def write_run_report(
+    out: Path,
+    prepared: Prepared,
+    probability: npt.NDArray[np.float64],
+    metrics: Mapping[str, Any],
+    thresholds: Thresholds,
+    page: str = "report.html",
+) -> None:
+    """The report of a run folder that holds everything else; with the baselines, where they are there."""
+    # fonts and figures are loaded only where a report is made
+    from training.report import read_baselines, report_content, write_report
+
+    content = report_content(
+        prepared,
+        probability,
+        metrics,
+        thresholds,
+        title=out.resolve().name,
+        config_text=(out / "config.toml").read_text(encoding="utf-8"),
+        command=(f"seqfraud train {out.name}/config.toml", f"seqfraud evaluate {out.name}"),
+        baselines=read_baselines(out),
+        versions=versions(),
+    )
+    write_report(out / page, content)
 
 
 def data_path(config: Config, config_path: Path, data: Path | None) -> Path:
@@ -234,10 +262,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def evaluate_run(run: Run, data: Path | None, device_name: str = "auto") -> dict[str, Any]:
-    """Figures of a run on its own or on other data; nothing is fitted."""
-    prepared = prepare(run.config, run.data if data is None else data, run.vocabularies)
+    """Figures of a run on its own or on other data, and the report again; nothing is fitted.
+
+    On other data the report is report-NAME.html in the run folder, NAME being that of the data.
+    """
+    prepared = prepare(run.config, run.data if data is None else data, run.vocabularies, later=data is not None)
     require_numbers(prepared.table, may_be_missing(run.schema, run.model.spec))
     device = pick_device(device_name)
     run.model.to(device)
     probability = calibrated(run.model, all_logits(run.model, prepared, device))
-    return {"split": prepared.split.as_dict(), **qualities(prepared, probability, run.thresholds)}
+    figures = {
+        "split": prepared.split.as_dict(),
+        "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
+        "cleaning": prepared.cleaning,
+        **qualities(prepared, probability, run.thresholds),
+    }
+    page = "report.html" if data is None else f"report-{data.stem}.html"
+    write_run_report(run.path, prepared, probability, {**run.metrics, **figures}, run.thresholds, page)
+    return figures

@@ -1,6 +1,6 @@
 """Split by time: history, train, validation (the last days before train_end), a gap without known labels, test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,26 +27,37 @@ class Split:
         return {name: format_instant(value) for name, value in vars(self).items()}
 
 
+def later_split(config: Config, table: Transactions) -> Split:
+    """Bounds for measuring on other data: the test has no end."""
+    bounds = _bounds(config, table)
+    return replace(bounds, test_end=max(int(table.time[-1]), bounds.test_start) + 1)
+
+
 def split_of(config: Config, table: Transactions) -> Split:
     """Bounds of the configuration, with what it leaves open taken from the data. Raises ConfigError."""
-    split = config.split
-    if split is None:
-        raise ConfigError("the section [split] is missing; training needs at least split.train_end")
     first, last = int(table.time[0]), int(table.time[-1])
-    test_start = split.test_start if split.test_start is not None else split.train_end + config.data.label_delay
-    bounds = Split(
-        train_start=max(split.train_start if split.train_start is not None else first, first),
-        validation_start=split.train_end - split.validation,
-        train_end=split.train_end,
-        test_start=test_start,
-        test_end=split.test_end if split.test_end is not None else max(last + 1, test_start + 1),
-    )
+    bounds = _bounds(config, table)
     if not first < bounds.validation_start <= last:
         raise ConfigError(
             f"split: the data reach from {format_instant(first)} to {format_instant(last)}, but training would end "
             f"and validation begin at {format_instant(bounds.validation_start)}"
         )
     return bounds
+
+
+def _bounds(config: Config, table: Transactions) -> Split:
+    split = config.split
+    if split is None:
+        raise ConfigError("the section [split] is missing; training needs at least split.train_end")
+    first, last = int(table.time[0]), int(table.time[-1])
+    test_start = split.test_start if split.test_start is not None else split.train_end + config.data.label_delay
+    return Split(
+        train_start=max(split.train_start if split.train_start is not None else first, first),
+        validation_start=split.train_end - split.validation,
+        train_end=split.train_end,
+        test_start=test_start,
+        test_end=split.test_end if split.test_end is not None else max(last + 1, test_start + 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,10 @@ class Rows:
     test: Mask
 
 
-def rows_of(split: Split, table: Transactions, label_delay: int) -> Rows:
+def rows_of(split: Split, table: Transactions, label_delay: int, fitting: bool = True) -> Rows:
     """Which rows are what. Labels that become known only after `test_start` are not used for fitting.
+
+    Where nothing is to be fitted, there have to be test rows only.
 
     Raises:
         DataError: a part has no rows, no fraud or no honest transaction.
@@ -77,7 +90,11 @@ def rows_of(split: Split, table: Transactions, label_delay: int) -> Rows:
         validation=(t >= split.validation_start) & (t < split.train_end) & usable,
         test=(t >= split.test_start) & (t < split.test_end) & (table.label != MISSING),
     )
-    for name in ("train", "validation"):
+    if not fitting and not rows.test.any():
+        raise DataError(
+            f"there is no labelled row from {format_instant(split.test_start)} on (split.test_start); nothing to measure"
+        )
+    for name in ("train", "validation") if fitting else ():
         mask: Mask = getattr(rows, name)
         for value, word in ((1, "fraud"), (0, "honest transaction")):
             if not (table.label[mask] == value).any():

@@ -150,9 +150,9 @@ def spoil(trained: Trained, folder: Path) -> Path:
 # --- The run folder ----------------------------------------------------------------------------------------------
 
 
-def test_the_folder_holds_five_files_and_the_configuration_byte_for_byte(trained: Trained) -> None:
+def test_the_folder_holds_its_six_files_and_the_configuration_byte_for_byte(trained: Trained) -> None:
     assert sorted(f.name for f in trained.run.iterdir()) == [
-        "config.toml", "metrics.json", "model.json", "model.safetensors", "reference.npz"
+        "config.toml", "metrics.json", "model.json", "model.safetensors", "reference.npz", "report.html"
     ]  # fmt: skip
     assert (trained.run / "config.toml").read_bytes() == trained.config.read_bytes()
 
@@ -270,7 +270,8 @@ def test_evaluation_gives_the_figures_of_the_training(
     monkeypatch.chdir(tmp_path)
     moved = spoil(trained, tmp_path / "elsewhere")
     evaluated = evaluate_run(load_run(moved), None, "cpu")
-    assert evaluated == {name: trained.metrics[name] for name in ("split", "validation", "test")}
+    parts = ("split", "rows", "cleaning", "validation", "test")
+    assert evaluated == {name: trained.metrics[name] for name in parts}
 
 
 def test_evaluation_on_other_data_fits_nothing(trained: Trained, tmp_path: Path) -> None:
@@ -516,3 +517,20 @@ def test_a_missing_number_without_a_place_is_an_error_in_bulk_too(
     table = read_for_bundle(bundle, tmp_path / "broken.parquet")
     with pytest.raises(DataError, match=r"column 'amount': no number in 1 of 2400 rows, first in row 8, but"):
         score_table(bundle, table)
+
+
+def test_evaluation_on_later_data_needs_no_training_rows(trained: Trained) -> None:
+    """A file of the days from the test's start on: all of its labelled rows are measured."""
+    run = load_run(trained.run)
+    raw = pq.read_table(trained.data)
+    begin = parse_instant(run.metrics["split"]["test_start"])
+    later = trained.data.parent / "later.parquet"
+    pq.write_table(raw.filter(pc.greater_equal(raw["time"], begin)), later)
+    figures = evaluate_run(run, later, "cpu")
+    assert "validation" not in figures
+    assert figures["test"]["rows"] == pc.sum(pc.greater_equal(raw["time"], begin)).as_py()
+    assert (trained.run / "report-later.html").is_file()
+    earlier = trained.data.parent / "earlier.parquet"
+    pq.write_table(raw.filter(pc.less(raw["time"], begin)), earlier)
+    with pytest.raises(DataError, match="there is no labelled row from 2025-01-22"):
+        evaluate_run(run, earlier, "cpu")
