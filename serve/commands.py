@@ -1,5 +1,6 @@
 """`seqfraud load`, `seqfraud serve` and `seqfraud replay`."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,7 @@ def serve(
     from serve.server import ServerSettings, serve_forever
     from serve.service import Service
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     opened = open_bundle(bundle)
     settings = ServerSettings(host=host, port=port, log_access=access_log)
     code = serve_forever(lambda: Service(opened, state), settings)

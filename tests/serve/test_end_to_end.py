@@ -102,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     loaded = seqfraud("load", data, "--bundle", bundle, "--state", state, "--until", SINCE, "--json")
     assert exported["model"] == scored["model"] == loaded["model"]
     times = parquet.read_table(data)["time"]
-    rest = pc.sum(pc.greater_equal(times, pa.scalar(f"{SINCE}T00:00:00").cast(times.type))).as_py()
+    rest = pc.sum(pc.greater_equal(times, pa.scalar(f"{SINCE}T00:00:00Z").cast(times.type))).as_py()
     assert loaded["transactions"] == simulated["rows"] - rest
     assert loaded["labels"] > 0
     return World(folder, data, bundle, scores, state, exported["model"], loaded, rest)
