@@ -11,7 +11,7 @@ import typer
 from seqfraud.bundle import open_bundle
 from seqfraud.config import parse_instant
 from seqfraud.console import bar, print_cleaning, print_json
-from seqfraud.errors import ConfigError
+from seqfraud.errors import ConfigError, RunError
 
 BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
 StateOption = Annotated[Path, typer.Option(help="The service's state folder; made if it is not there.")]
@@ -35,10 +35,10 @@ def load(
     from serve.load import load as load_table
     from serve.service import Service
 
+    end = instant("--until", until)
     opened = open_bundle(bundle)
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
-    end = instant("--until", until)
     rows = len(table) if end is None else int((table.time < end).sum())
     with Service(opened, state) as service, bar("loading", rows) as progress:
         done = load_table(service, table, end, progress.advance)
@@ -92,12 +92,14 @@ def replay(
     from serve.replay import Client
     from serve.replay import replay as replay_table
 
+    begin, end = instant("--since", since), instant("--until", until)
     client = Client(url)
-    model = client.call("GET", "/v1/model")[1]
+    status, model = client.call("GET", "/v1/model")
+    if status != 200 or not isinstance(model, dict) or not {"schema", "label", "cleaning", "context"} <= set(model):
+        raise RunError(f"--url: {url}/v1/model answered {status} and no model; is this a seqfraud service?")
     label, delay = LabelSource(**model["label"]), int(model["context"]["label_delay"])
     policy = CleaningConfig(**model["cleaning"])
     table = read_for(Schema.from_dict(model["schema"]), label, delay, policy, data)[0]
-    begin, end = instant("--since", since), instant("--until", until)
     rows = int(((table.time >= (begin or table.time[0])) & (table.time < (end or table.time[-1] + 1))).sum())
     with bar("replaying", min(rows, limit or rows)) as progress:
         done = replay_table(

@@ -17,7 +17,7 @@ SOURCE = "load"
 
 @dataclass
 class Loaded:
-    """What a backfill did."""
+    """What a backfill did; labels that were there already do not count."""
 
     transactions: int = 0
     duplicates: int = 0
@@ -55,7 +55,8 @@ def _load(service: Service, table: Transactions, until: int | None, progress: Ca
         for arrival in arrivals(table, service.bundle.manifest.context.label_delay, None, until):
             if arrival.labels:
                 said = [SaidLabel(d.transaction_id, d.is_fraud, d.known_at, SOURCE) for d in arrival.labels]
-                done.labels += service.hear_labels(said)["new"]
+                heard = service.hear_labels(said)
+                done.labels += len(said) - heard["unchanged"]
             if arrival.row is not None:
                 try:
                     answer = service.score_one(service.decode(arrival.transaction))
