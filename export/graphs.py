@@ -34,9 +34,7 @@ class Positional(nn.Module):
         return tuple(out[name] for name in self.outputs)
 
 
-def export_module(
-    module: nn.Module, inputs: list[TensorSpec], outputs: list[TensorSpec], file: Path
-) -> None:
+def export_module(module: nn.Module, inputs: list[TensorSpec], outputs: list[TensorSpec], file: Path) -> None:
     """Export a module over named tensors; letters in the axes become dynamic axes."""
     sizes = {"B": EXAMPLE_USERS, "T": EXAMPLE_EVENTS}
     example = []

@@ -23,6 +23,9 @@ EARLIEST_MS = -62_135_596_800_000
 LATEST_MS = 253_402_300_800_000
 """The year 10000; ISO 8601 texts have no later time."""
 
+FLOAT_SECONDS_ERROR = 2.0**-51
+"""How far, relatively, a float of seconds times 1000 may lie off what it spells: 1.001 * 1000 is below 1001."""
+
 
 def canonical_text(value: object) -> str:
     """Text of an identifier or category: integers in decimal, whole floats like integers, strings as they are."""
@@ -65,7 +68,10 @@ def time_ms(value: str | int | float, unit: TimeUnit) -> int:
     number = float(value) if isinstance(value, str) else value
     if unit == "ms":
         return int(number // 1)
-    return number * 1000 if isinstance(number, int) else int(number * 1000 // 1)
+    if isinstance(number, int):
+        return number * 1000
+    ms = number * 1000
+    return int((ms + abs(ms) * FLOAT_SECONDS_ERROR) // 1)
 
 
 def spell_time(ms: int, unit: TimeUnit) -> str | int | float:
@@ -77,9 +83,7 @@ def spell_time(ms: int, unit: TimeUnit) -> str | int | float:
     return ms // 1000 if ms % 1000 == 0 else ms / 1000
 
 
-def content_digest(
-    user: str, time: int, numbers: Sequence[float | None], texts: Sequence[str | None]
-) -> bytes:
+def content_digest(user: str, time: int, numbers: Sequence[float | None], texts: Sequence[str | None]) -> bytes:
     """16 bytes that identify the declared content of a transaction without its id.
 
     Args:
@@ -89,8 +93,8 @@ def content_digest(
         texts: canonical texts of the other declared columns, None where missing.
     """
     parts = [struct.pack("<q", time), _sized(user)]
-    parts += [b"-" if x is None or x != x else struct.pack("<d", x + 0.0) for x in numbers]
-    parts += [b"-" if text is None else _sized(text) for text in texts]
+    parts += [b"-" if x is None or x != x else b"+" + struct.pack("<d", x + 0.0) for x in numbers]
+    parts += [b"-" if text is None else b"+" + _sized(text) for text in texts]
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 

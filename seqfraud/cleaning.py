@@ -122,7 +122,7 @@ def _decided(policy: CleaningConfig, problem: Problem, rows: int) -> str:
     if action == "error":
         raise DataError(
             f"column {problem.column!r}: {problem.reason} in {int(problem.rows.sum())} of {rows} rows, first in "
-            f"{problem.examples[0]}; cleaning.{key} is \"error\""
+            f'{problem.examples[0]}; cleaning.{key} is "error"'
         )
     return action
 
@@ -133,7 +133,9 @@ def _worst(report: CleaningReport) -> str:
     if not lost:
         return "nothing was dropped"
     most = max(lost, key=lambda f: int(f["rows"]))
-    return f"most for: column {most['column']!r}, {most['reason']}, {most['rows']:,} rows, such as {most['examples'][0]}"
+    return (
+        f"most for: column {most['column']!r}, {most['reason']}, {most['rows']:,} rows, such as {most['examples'][0]}"
+    )
 
 
 def _examples(rows: Mask, table: Transactions, shown: Callable[[int], str]) -> tuple[str, ...]:
@@ -228,7 +230,7 @@ def _first_by_content(table: Transactions) -> npt.NDArray[np.int64]:
 def _differs(table: Transactions, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> Mask:
     """Whether rows a and b have other declared content."""
     x, y = table.numbers[a], table.numbers[b]
-    out = (table.time[a] != table.time[b]) | (table.user.codes[a] != table.user.codes[b])
+    out: Mask = (table.time[a] != table.time[b]) | (table.user.codes[a] != table.user.codes[b])
     out |= ((x != y) & ~(np.isnan(x) & np.isnan(y))).any(axis=1)
     for column in table.texts:
         out |= column.codes[a] != column.codes[b]

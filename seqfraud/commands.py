@@ -51,7 +51,15 @@ def score(
     with replaced_file(out) as file:
         pa.parquet.write_table(scores, file)
     if json:
-        print_json({"model": opened.id, "rows": len(table), "cleaning": cleaning, "is_fraud": int(flagged.sum()), "out": str(out)})
+        print_json(
+            {
+                "model": opened.id,
+                "rows": len(table),
+                "cleaning": cleaning,
+                "is_fraud": int(flagged.sum()),
+                "out": str(out),
+            }
+        )
     else:
         print(f"{len(table):,} transactions scored with {opened.id}, {int(flagged.sum()):,} flagged: {out}")
 

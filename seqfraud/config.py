@@ -58,7 +58,7 @@ def instant_ms(moment: datetime) -> int:
 def format_instant(ms: int) -> str:
     """ISO 8601 text in UTC of milliseconds since the epoch."""
     whole, part = divmod(ms, 1000)
-    text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    text = datetime.fromtimestamp(whole, UTC).replace(tzinfo=None).isoformat()  # strftime would say year 1, not 0001
     return f"{text}.{part:03d}Z" if part else f"{text}Z"
 
 
@@ -214,6 +214,8 @@ def load_config(path: Path) -> Config:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
     return parse_config(text, source=str(path))
 
 

@@ -436,7 +436,9 @@ def _fill_column(
     rate = -1.0 / np.array(spec.half_lives, dtype=np.float64)
     order = _by_code(coded.codes)
     absent = np.flatnonzero(coded.codes == MISSING)
-    out[absent if place is None else place[absent]] = np.r_[np.zeros(4 * lengths), UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_AGE]
+    out[absent if place is None else place[absent]] = np.r_[
+        np.zeros(4 * lengths), UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_AGE
+    ]
     code, t = coded.codes[order], time[order]
     n = len(order)
     first = np.ones(n, dtype=bool)

@@ -175,9 +175,7 @@ class _Ranking:
         tie_start = np.flatnonzero(is_start)
         tie_end = np.append(tie_start[1:], len(ranked))
         with_fraud = np.unique(np.searchsorted(tie_start, fraud_position, side="right") - 1)
-        edges = np.unique(
-            np.concatenate(([0], tie_start[with_fraud], tie_end[with_fraud], [len(ranked)]))
-        )
+        edges = np.unique(np.concatenate(([0], tie_start[with_fraud], tie_end[with_fraud], [len(ranked)])))
         self._start = edges[:-1]
         self.threshold = ranked[edges[1:] - 1] if len(self._start) else np.zeros(0)
         self._fraud_position = fraud_position
@@ -195,9 +193,7 @@ class _Ranking:
         return _Curve(fraud.astype(np.float64), np.add.reduceat(honest_weight, self._start))
 
 
-def _ranked(
-    label: ArrayLike, score: ArrayLike, weight: ArrayLike | None
-) -> tuple[_Ranking, _Curve]:
+def _ranked(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> tuple[_Ranking, _Curve]:
     fraud = as_labels(label)
     ranking = _Ranking(fraud, as_scores(score, len(fraud)))
     return ranking, ranking.curve(_as_weights(weight, len(fraud))[ranking.order])
@@ -228,9 +224,7 @@ def _recall_at_fpr(curve: _Curve, fpr: float) -> float | None:
     return float(caught[allowed].max(initial=0.0) / caught[-1])
 
 
-def average_precision(
-    label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
-) -> float | None:
+def average_precision(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float | None:
     """Average precision of scores [N]: sum over thresholds of precision times the rise in recall.
 
     No interpolation, the definition of scikit-learn's `average_precision_score`. Equal scores are
@@ -318,9 +312,7 @@ def _mean_loss(
     return float((weights * per_row).sum() / total) if total else None
 
 
-def log_loss(
-    label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None
-) -> float | None:
+def log_loss(label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None) -> float | None:
     """Mean negative log likelihood of labels [N], in nats, probabilities cut to eps..1 - eps.
 
     eps is that of float64. `weight` [N] counts a row that often. None without rows.
@@ -328,9 +320,7 @@ def log_loss(
     return _mean_loss(_log_losses, label, probability, weight)
 
 
-def brier(
-    label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None
-) -> float | None:
+def brier(label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None) -> float | None:
     """Mean squared difference of probability and label over N rows (Brier 1950, for two classes).
 
     `weight` [N] counts a row that often. None without rows.
@@ -441,8 +431,7 @@ def calibration_bins(
     mean = np.add.reduceat(ranked, start) / count
     observed = np.add.reduceat(fraud[order].astype(np.float64), start) / count
     return tuple(
-        CalibrationBin(int(n), float(said), float(came))
-        for n, said, came in zip(count, mean, observed, strict=True)
+        CalibrationBin(int(n), float(said), float(came)) for n, said, came in zip(count, mean, observed, strict=True)
     )
 
 
@@ -698,9 +687,7 @@ def _require_bootstrap(metric: str, rounds: int, level: float) -> None:
         _refuse("level", repr(level), "a share strictly between 0 and 1")
 
 
-def _resampled(
-    figure: Callable[[Floats], float | None], group_count: int, rounds: int, seed: int
-) -> Floats:
+def _resampled(figure: Callable[[Floats], float | None], group_count: int, rounds: int, seed: int) -> Floats:
     """The figure under resampled group weights, in the rounds that define it."""
     random = np.random.default_rng(seed)
     values = []
@@ -808,15 +795,11 @@ def measure_quality(
     card_precision = precision = money = None
     if time_ms is not None:
         day = _utc_day(time_ms, len(fraud))
-        precision = precision_at_budget(
-            fraud, p, day, alerts_per_day=alerts_per_day, alert_share=alert_share
-        )
+        precision = precision_at_budget(fraud, p, day, alerts_per_day=alerts_per_day, alert_share=alert_share)
         if user is not None:
             card_precision = card_precision_at_k(fraud, p, user, day, k=100)
         if amount is not None:
-            money = money_caught(
-                fraud, p, amount, day, alerts_per_day=alerts_per_day, alert_share=alert_share
-            )
+            money = money_caught(fraud, p, amount, day, alerts_per_day=alerts_per_day, alert_share=alert_share)
     return Quality(
         rows=len(fraud),
         frauds=int(fraud.sum()),

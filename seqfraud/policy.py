@@ -40,9 +40,7 @@ class Thresholds:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BundleError(f"thresholds.{name}: seen {value!r}; expected a number")
             if not (0 <= value <= 1 or value == NEVER):
-                raise BundleError(
-                    f"thresholds.{name}: seen {value!r}; expected 0..1, or {NEVER} for never"
-                )
+                raise BundleError(f"thresholds.{name}: seen {value!r}; expected 0..1, or {NEVER} for never")
         if self.review > self.decline:
             raise BundleError(
                 f"thresholds.review: seen {self.review!r}; expected at most thresholds.decline, "
@@ -173,9 +171,7 @@ def choose_thresholds(
     up_to_review = slice(0, last + 1)
     alerts, frauds = cuts.alerts[up_to_review], cuts.frauds[up_to_review]
     strict = np.flatnonzero(
-        (frauds / alerts >= decline_precision)
-        & (alerts >= minimum_declines)
-        & cuts.ends_in_fraud[up_to_review]
+        (frauds / alerts >= decline_precision) & (alerts >= minimum_declines) & cuts.ends_in_fraud[up_to_review]
     )
     decline = float(cuts.threshold[strict[-1]]) if len(strict) else NEVER
     return Thresholds(is_fraud, float(cuts.threshold[last]), decline)

@@ -16,7 +16,14 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from seqfraud.canonical import LARGEST_NUMBER, LATEST_MS, canonical_text, time_ms
+from seqfraud.canonical import (
+    EARLIEST_MS,
+    FLOAT_SECONDS_ERROR,
+    LARGEST_NUMBER,
+    LATEST_MS,
+    canonical_text,
+    time_ms,
+)
 from seqfraud.config import DataConfig, TimeUnit
 from seqfraud.errors import DataError
 from seqfraud.schema import Schema
@@ -40,9 +47,7 @@ class Problem:
     examples: tuple[str, ...]
 
 
-def read_transactions(
-    path: Path, schema: Schema, data: DataConfig | None = None
-) -> tuple[Transactions, list[Problem]]:
+def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None) -> tuple[Transactions, list[Problem]]:
     """Read the declared columns, in file order.
 
     Args:
@@ -56,14 +61,13 @@ def read_transactions(
     label = None if data is None else data.label
     known_at = None if data is None else data.label_known_at
     wanted = tuple(dict.fromkeys((*schema.fields, *(c for c in (label, known_at) if c is not None))))
-    numbers = {*schema.numbers, *(c for c in (label,) if c is not None)}
-    source = _open(path, wanted, numbers)
+    source = _open(path, wanted)
     problems: list[Problem] = []
 
     def note(reason: str, column: str, rows: Mask, raw: pa.ChunkedArray) -> None:
         if rows.any():
             shown = np.flatnonzero(rows)[:EXAMPLES].tolist()
-            examples = tuple(f"row {i + 1}: {raw[i].as_py()!r:.80}" for i in shown)
+            examples = tuple(f"row {i + 1}: {_shown(raw[i]):.80}" for i in shown)
             problems.append(Problem(reason, column, rows, examples))
 
     raw = source(schema.time)
@@ -93,7 +97,7 @@ def read_transactions(
     ids: Coded | Int64 | None = None
     if schema.transaction is not None:
         raw = source(schema.transaction)
-        if pa.types.is_integer(raw.type) and raw.null_count == 0:
+        if pa.types.is_integer(raw.type) and raw.type != pa.uint64() and raw.null_count == 0:
             ids = raw.to_numpy().astype(np.int64)
         else:
             ids = _coded(raw, path, schema.transaction)
@@ -121,16 +125,17 @@ def read_transactions(
 Source = Callable[[str], pa.ChunkedArray]
 
 
-def _open(path: Path, wanted: tuple[str, ...], numbers: set[str]) -> Source:
+def _open(path: Path, wanted: tuple[str, ...]) -> Source:
     """A function that reads one column by name."""
     files = data_files(path)
     if files[0].suffix.lower() in (".csv", ".gz"):
-        return _open_csv(path, files, wanted, numbers)
-    try:
-        parquet = pa.dataset.dataset([str(f) for f in files], format="parquet")
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
-    _require(path, wanted, parquet.schema.names)
+        return _open_csv(files, wanted)
+    schemas = []
+    for file in files:
+        schemas.append(_parquet_schema(file))
+        _require(file, wanted, schemas[-1].names)
+    fields = [pa.field(name, _common_type([schema.field(name).type for schema in schemas])) for name in wanted]
+    parquet = pa.dataset.dataset([str(f) for f in files], schema=pa.schema(fields), format="parquet")
 
     def column(name: str) -> pa.ChunkedArray:
         try:
@@ -141,7 +146,16 @@ def _open(path: Path, wanted: tuple[str, ...], numbers: set[str]) -> Source:
     return column
 
 
-def _open_csv(path: Path, files: list[Path], wanted: tuple[str, ...], numbers: set[str]) -> Source:
+def _common_type(types: list[pa.DataType]) -> pa.DataType:
+    """One type for a column whose files say, for instance, integers here and floats or nothing there."""
+    try:
+        merged = pa.unify_schemas([pa.schema([("", kind)]) for kind in types], promote_options="permissive")
+    except pa.ArrowTypeError:
+        return types[0]
+    return merged.field(0).type
+
+
+def _open_csv(files: list[Path], wanted: tuple[str, ...]) -> Source:
     """All declared columns of CSV files; numbers stay texts here, so that one bad cell is a problem of its row."""
     convert = pa.csv.ConvertOptions(
         column_types={name: pa.string() for name in wanted},
@@ -154,7 +168,7 @@ def _open_csv(path: Path, files: list[Path], wanted: tuple[str, ...], numbers: s
         _require(file, wanted, _csv_names(file))
         try:
             tables.append(pa.csv.read_csv(file, convert_options=convert))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
     table = pa.concat_tables(tables)
     return lambda name: table.column(name)
@@ -163,20 +177,24 @@ def _open_csv(path: Path, files: list[Path], wanted: tuple[str, ...], numbers: s
 def column_names(path: Path) -> list[str]:
     """The columns of the first file. Raises DataError."""
     file = data_files(path)[0]
-    try:
-        if file.suffix.lower() in (".csv", ".gz"):
-            return _csv_names(file)
-        names: list[str] = pa.parquet.read_schema(file).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
+    if file.suffix.lower() in (".csv", ".gz"):
+        return _csv_names(file)
+    names: list[str] = _parquet_schema(file).names
     return names
+
+
+def _parquet_schema(file: Path) -> pa.Schema:
+    try:
+        return pa.parquet.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: cannot be read as Parquet: {_first_line(error)}") from error
 
 
 def _csv_names(file: Path) -> list[str]:
     try:
         with pa.csv.open_csv(file) as reader:
             names: list[str] = reader.schema.names
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         if file.stat().st_size == 0 or "Empty CSV" in str(error):
             raise DataError(f"{file}: the file is empty; expected a header and at least one row") from error
         raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
@@ -213,6 +231,13 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
+def _shown(seen: pa.Scalar) -> str:
+    try:
+        return repr(seen.as_py())
+    except (OverflowError, ValueError):  # a time that Python has no name for
+        return str(seen.value)
+
+
 def _nulls(raw: pa.ChunkedArray) -> Mask:
     return np.asarray(pc.is_null(raw), dtype=bool)
 
@@ -223,13 +248,16 @@ def _decoded(raw: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _coded(raw: pa.ChunkedArray, path: Path, column: str) -> Coded:
     """Texts as codes; raises DataError for types that have no text (lists, structs, times)."""
-    if pa.types.is_nested(raw.type) or pa.types.is_temporal(raw.type) or pa.types.is_binary(raw.type):
+    kind = raw.type.value_type if pa.types.is_dictionary(raw.type) else raw.type
+    bytes_like = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    if pa.types.is_nested(kind) or pa.types.is_temporal(kind) or bytes_like:
         raise DataError(f"{path}: column {column!r} has type {raw.type}; expected text or integers")
     if not pa.types.is_dictionary(raw.type):
         raw = pc.dictionary_encode(raw)
     combined = raw.unify_dictionaries().combine_chunks()
     array = combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
-    texts = [None if v is None else canonical_text(v) for v in array.dictionary.to_pylist()]
+    # NaN in a column of floats is a missing value, too
+    texts = [None if v is None or v != v else canonical_text(v) for v in array.dictionary.to_pylist()]
     codes: dict[str, int] = {}
     map_to = np.array([MISSING if t is None else codes.setdefault(t, len(codes)) for t in texts] + [MISSING])
     indices = np.asarray(pc.fill_null(array.indices.cast(pa.int32()), MISSING))
@@ -246,7 +274,12 @@ def _floats(raw: pa.ChunkedArray, path: Path, column: str) -> tuple[npt.NDArray[
             return _as_numpy(pc.cast(raw, pa.float64())), none
         except pa.ArrowInvalid:
             return _floats_one_by_one(raw)
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if (
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+    ):
         return _as_numpy(pc.cast(raw, pa.float64(), safe=False)), none
     raise DataError(f"{path}: column {column!r} has type {kind}; expected numbers")
 
@@ -276,20 +309,18 @@ def _times(raw: pa.ChunkedArray, unit: TimeUnit, path: Path, column: str) -> tup
     raw = _decoded(raw)
     kind = raw.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        stamps = pc.cast(raw, pa.timestamp("ms", getattr(kind, "tz", None)), safe=False)
-        return _filled(pc.cast(stamps, pa.int64())), _nulls(raw)
+        return _times_from_stamps(raw)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _times_from_text(raw, unit)
     if unit == "iso":
         raise DataError(
-            f"{path}: column {column!r} has type {kind}, but data.time_unit is \"iso\"; "
+            f'{path}: column {column!r} has type {kind}, but data.time_unit is "iso"; '
             'expected timestamps or ISO 8601 text, or time_unit = "s" or "ms"'
         )
-    scale = 1000 if unit == "s" else 1
-    if pa.types.is_integer(kind):
-        return _filled(pc.cast(raw, pa.int64())) * scale, _nulls(raw)
-    if pa.types.is_floating(kind):
-        return _filled_floats(_as_numpy(raw), scale)
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return _filled_integers(raw, unit)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _filled_floats(_as_numpy(pc.cast(raw, pa.float64(), safe=False)), unit)
     raise DataError(f"{path}: column {column!r} has type {kind}; expected times")
 
 
@@ -297,22 +328,47 @@ def _filled(raw: pa.ChunkedArray) -> Int64:
     return np.asarray(pc.fill_null(raw, 0).to_numpy(), dtype=np.int64)
 
 
-def _filled_floats(figures: npt.NDArray[np.float64], scale: int) -> tuple[Int64, Mask]:
-    bad = ~(np.abs(figures) * scale < LATEST_MS)
-    return np.floor(np.where(bad, 0, figures) * scale).astype(np.int64), bad
+def _times_from_stamps(raw: pa.ChunkedArray) -> tuple[Int64, Mask]:
+    """Timestamps and dates; parts of a millisecond are dropped downwards, before 1970 as well as after."""
+    unit = getattr(raw.type, "unit", None)
+    if unit not in ("us", "ns"):
+        return _in_range(_filled(pc.cast(pc.cast(raw, pa.timestamp("ms"), safe=False), pa.int64())), _nulls(raw))
+    parts = 1000 if unit == "us" else 1_000_000
+    return _in_range(np.floor_divide(_filled(pc.cast(raw, pa.int64())), parts), _nulls(raw))
+
+
+def _filled_integers(raw: pa.ChunkedArray, unit: TimeUnit) -> tuple[Int64, Mask]:
+    scale = 1000 if unit == "s" else 1
+    figures = _filled(pc.cast(raw, pa.int64()))
+    bad = (figures < EARLIEST_MS // scale) | (figures >= LATEST_MS // scale)
+    return np.where(bad, 0, figures) * scale, bad | _nulls(raw)
+
+
+def _filled_floats(figures: npt.NDArray[np.float64], unit: TimeUnit) -> tuple[Int64, Mask]:
+    """As `time_ms`, number by number."""
+    ms = figures * 1000 if unit == "s" else figures
+    if unit == "s":
+        ms = ms + np.abs(ms) * FLOAT_SECONDS_ERROR
+    bad = ~((ms >= EARLIEST_MS) & (ms < LATEST_MS))
+    return np.floor(np.where(bad, 0, ms)).astype(np.int64), bad
+
+
+def _in_range(ms: Int64, bad: Mask) -> tuple[Int64, Mask]:
+    bad = bad | (ms < EARLIEST_MS) | (ms >= LATEST_MS)
+    return np.where(bad, 0, ms), bad
 
 
 def _times_from_text(raw: pa.ChunkedArray, unit: TimeUnit) -> tuple[Int64, Mask]:
     """Texts as times, quickly where Arrow reads them all, else text by text."""
     if unit != "iso":
         figures, _ = _floats_one_by_one(raw)
-        return _filled_floats(figures, 1000 if unit == "s" else 1)
+        return _filled_floats(figures, unit)
     for target in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
             stamps = pc.cast(raw, target)
         except pa.ArrowInvalid:
             continue
-        return np.floor_divide(_filled(pc.cast(stamps, pa.int64())), 1000), _nulls(raw)
+        return _times_from_stamps(stamps)
     out = np.zeros(len(raw), dtype=np.int64)
     bad = np.zeros(len(raw), dtype=bool)
     for i, text in enumerate(raw.to_pylist()):

@@ -63,6 +63,7 @@ def serve(
     from serve.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("_granian").setLevel(logging.WARNING)
     opened = open_bundle(bundle)
     settings = ServerSettings(host=host, port=port, log_access=access_log)
     code = serve_forever(lambda: Service(opened, state), settings)

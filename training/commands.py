@@ -33,7 +33,9 @@ def simulate(
     out.parent.mkdir(parents=True, exist_ok=True)
     with bar("simulating", None) as progress:
         summary = simulate_to(
-            Simulation(users=users, days=days, seed=seed), out, lambda done, of: progress.show(done, f"simulating /{of}")
+            Simulation(users=users, days=days, seed=seed),
+            out,
+            lambda done, of: progress.show(done, f"simulating /{of}"),
         )
     if json:
         print_json({name: str(value) if name in ("first", "last") else value for name, value in vars(summary).items()})
@@ -80,7 +82,9 @@ def train(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME of the configuration.")] = None,
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training in that folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted training in that folder.")
+    ] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -120,6 +124,40 @@ def evaluate(
         print_json(metrics)
     else:
         print_figures(metrics)
+
+
+def baselines(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tune and measure models without a sequence on the rows of a run; its report then compares them.
+
+    Example: seqfraud baselines runs/demo
+    """
+    from seqfraud.nn.checkpoint import load_run
+    from training.baselines import FAMILIES, GRU, run_baselines
+
+    trained = load_run(run)
+    with bar("baselines", sum(len(family.trials()) for family in FAMILIES)) as progress:
+        done = iter(range(1, 1000))
+        result = run_baselines(trained, data, lambda words: progress.show(next(done), words))
+    if json:
+        print_json(result)
+        return
+    print(f"{'on the test days':22}{'average precision':>18}{'95 % interval':>18}{'ROC AUC':>9}{'recall at 1 % FPR':>19}"
+          f"{'money caught':>14}{'seconds':>9}")  # fmt: skip
+    rows = sorted(
+        [(GRU, result[GRU]), *result["models"].items()], key=lambda row: -(row[1]["test"]["average_precision"] or 0)
+    )
+    for name, found in rows:
+        test, interval = found["test"], found["interval"]
+        between = f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else "-"
+        print(
+            f"{name.replace('_', ' '):22}{figure(test['average_precision']):>18}{between:>18}"
+            f"{figure(test['roc_auc']):>9}{figure(test['recall_at_1pct_fpr']):>19}{figure(test['money_caught']):>14}"
+            f"{figure(found.get('seconds'), 0):>9}"
+        )
 
 
 @contextmanager

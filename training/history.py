@@ -122,7 +122,8 @@ class Past:
         # so far apart that a window that reaches back beyond its user's first row ends before the user before
         span = int(after.max()) + window + 1
         key = self.user * span + after
-        return np.searchsorted(key, key - window, side="left").astype(np.int64)
+        first: Int64 = np.searchsorted(key, key - window, side="left").astype(np.int64)
+        return first
 
 
 class RunningSum:
@@ -133,12 +134,14 @@ class RunningSum:
 
     def between(self, first: Int64, row: Int64) -> Float64:
         """float64 [N]: the sum of rows first to row - 1."""
-        return (self._sums[row] - self._sums[first]).astype(np.float64)
+        total: Float64 = (self._sums[row] - self._sums[first]).astype(np.float64)
+        return total
 
 
 def _ratio(part: Float64, whole: Float64) -> Float64:
     """part / whole [N], NaN where whole is 0."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
+    ratio: Float64 = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
+    return ratio
 
 
 def _clock(time: Int64) -> Iterator[tuple[str, Float64]]:
@@ -236,17 +239,16 @@ def _places(name: str, past: Past, place: Float64) -> Iterator[tuple[str, Float6
     seconds = np.maximum((past.time - past.time[np.maximum(past.row - 1, 0)]) / 1000, 1.0)
     yield f"{name}: km from before", distance
     yield f"{name}: km/h since before", distance * 3600 / seconds
-    known = ~np.isnan(place).any(axis=1)
+    known = ~np.isnan(place[:, 0]) & ~np.isnan(place[:, 1])
     number = RunningSum(known.astype(np.float64)).between(past.begin, past.row)
-    sums = [RunningSum(np.where(known, place[:, i], 0.0)).between(past.begin, past.row) for i in (0, 1)]
+    there: list[Float64] = [np.where(known, place[:, i], 0.0) for i in (0, 1)]
+    sums = [RunningSum(values).between(past.begin, past.row) for values in there]
     yield f"{name}: km from the mean before", haversine_km(place, np.stack([_ratio(s, number) for s in sums], axis=1))
 
 
 def haversine_km(here: Float64, there: Float64) -> Float64:
     """Great-circle distance [N] of places [N, 2], latitude and longitude in degrees."""
     a, b = np.radians(here), np.radians(there)
-    s = (
-        np.sin((a[:, 0] - b[:, 0]) / 2) ** 2
-        + np.cos(a[:, 0]) * np.cos(b[:, 0]) * np.sin((a[:, 1] - b[:, 1]) / 2) ** 2
-    )
-    return 2 * EARTH_KM * np.arcsin(np.sqrt(np.clip(s, 0.0, 1.0)))
+    s = np.sin((a[:, 0] - b[:, 0]) / 2) ** 2 + np.cos(a[:, 0]) * np.cos(b[:, 0]) * np.sin((a[:, 1] - b[:, 1]) / 2) ** 2
+    distance: Float64 = 2 * EARTH_KM * np.arcsin(np.sqrt(np.clip(s, 0.0, 1.0)))
+    return distance

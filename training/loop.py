@@ -101,9 +101,7 @@ def walk(
         yield chunk, outputs["logit"].float()
 
 
-def score_logits(
-    model: SequenceModel, data: DeviceData, encoded: Encoded, events: int
-) -> npt.NDArray[np.float32]:
+def score_logits(model: SequenceModel, data: DeviceData, encoded: Encoded, events: int) -> npt.NDArray[np.float32]:
     """float32 [N] uncalibrated logits of every encoded row up to each user's end; NaN beyond it."""
     out = np.full(len(encoded), np.nan, dtype=np.float32)
     model.eval()

@@ -1170,7 +1170,11 @@ def check(config: Config, data: Path) -> Check:
     try:
         table, problems = read_transactions(data, schema_of(config), config.data)
         table, cleaning = clean(table, problems, config.cleaning)
-        report = replace(report, rows=cleaning["rows_read"], repeated=sum(f["rows"] for f in cleaning["findings"] if f["reason"].startswith("repeated")))
+        report = replace(
+            report,
+            rows=cleaning["rows_read"],
+            repeated=sum(f["rows"] for f in cleaning["findings"] if f["reason"].startswith("repeated")),
+        )
         if table.label is None:
             return report
         rows = rows_of(split_of(config, table), table, config.data.label_delay)

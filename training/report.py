@@ -699,7 +699,9 @@ def _calibration(content: ReportContent, found: Assessment) -> Chart:
             axis.set_minor_formatter(NullFormatter())
             axis.set_minor_locator(NullLocator())
 
-    alt = "Calibration over all test rows in ten bins of equal mass, logarithmic axes: mean probability, observed share."
+    alt = (
+        "Calibration over all test rows in ten bins of equal mass, logarithmic axes: mean probability, observed share."
+    )
     caption = (
         "Ten bins with about equally many rows. On the diagonal the model keeps its word; above it, more fraud came than "
         "it said. Bars: binomial 95 % intervals. A triangle at the bottom: no fraud came in that bin."

@@ -97,9 +97,7 @@ class ResumeFile:
                 "train without --resume, or into another --out"
             )
         model.load_state_dict(_part(tensors, "model/"))
-        optimizer.load_state_dict(
-            {"state": _moments(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
-        )
+        optimizer.load_state_dict({"state": _moments(tensors), "param_groups": optimizer.state_dict()["param_groups"]})
         torch.set_rng_state(tensors["random/cpu"])
         if "random/cuda" in tensors and device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random/cuda"])

@@ -1,11 +1,11 @@
 """A run folder: train, calibrate, choose thresholds, evaluate, write; and read it again.
 
-    config.toml          the configuration as used, byte for byte
-    model.safetensors    the weights
-    model.json           data, shapes, schema, context, vocabularies, calibration, thresholds, fingerprint
-    reference.npz        rows of the training time from which export makes its parity checks (no identifiers)
-    metrics.json         figures on validation and test rows
-    report.html          the same for people, with pictures
+config.toml          the configuration as used, byte for byte
+model.safetensors    the weights
+model.json           data, shapes, schema, context, vocabularies, calibration, thresholds, fingerprint
+reference.npz        rows of the training time from which export makes its parity checks (no identifiers)
+metrics.json         figures on validation and test rows
+report.html          the same for people, with pictures
 """
 
 import json

@@ -104,10 +104,7 @@ _SHOP_SHARE: Final = np.where(_ONLINE, 0.0, _SHARE) / _SHARE[~_ONLINE].sum()
 _DIGITAL: Final = CATEGORY_NAMES.index("digital")
 _MARKETPLACE: Final = CATEGORY_NAMES.index("marketplace")
 _SPLURGE: Final = np.array(
-    [
-        CATEGORY_NAMES.index(name)
-        for name in ("electronics", "clothing", "home", "travel", "marketplace")
-    ]
+    [CATEGORY_NAMES.index(name) for name in ("electronics", "clothing", "home", "travel", "marketplace")]
 )
 
 # --- kinds of fraud -------------------------------------------------------------------------------
@@ -273,9 +270,7 @@ DRIFT_KINDS: Final = ("new_pattern", "inflation", "fraud_rate")
 
 def _whole(field: str, value: object, least: int, greatest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
-        raise ConfigError(
-            f"{field}: expected a whole number from {least} to {greatest}, got {value!r}"
-        )
+        raise ConfigError(f"{field}: expected a whole number from {least} to {greatest}, got {value!r}")
 
 
 def _number(field: str, value: float, greatest: float, *, zero: bool = False) -> None:
@@ -309,17 +304,13 @@ class Drift:
 
     def __post_init__(self) -> None:
         if self.kind not in DRIFT_KINDS:
-            raise ConfigError(
-                f"drift.kind: expected one of {', '.join(DRIFT_KINDS)}, got {self.kind!r}"
-            )
+            raise ConfigError(f"drift.kind: expected one of {', '.join(DRIFT_KINDS)}, got {self.kind!r}")
         _date("drift.at", self.at)
         _number("drift.factor", self.factor, 100.0, zero=self.kind == "fraud_rate")
         wanted = tuple(FRAUD_MIX) if self.kind == "fraud_rate" else ("",)
         if self.fraud_kind not in wanted:
             expected = f"one of {', '.join(wanted)}" if self.kind == "fraud_rate" else "nothing"
-            raise ConfigError(
-                f"drift.fraud_kind: expected {expected} for {self.kind}, got {self.fraud_kind!r}"
-            )
+            raise ConfigError(f"drift.fraud_kind: expected {expected} for {self.kind}, got {self.fraud_kind!r}")
 
 
 @dataclass(frozen=True)
@@ -346,14 +337,10 @@ class Simulation:
         try:
             end = first + timedelta(days=self.days)
         except OverflowError:
-            raise ConfigError(
-                f"days: expected an end before the year 10000, got {self.days!r}"
-            ) from None
+            raise ConfigError(f"days: expected an end before the year 10000, got {self.days!r}") from None
         for drift in self.drift:
             if not first <= _date("drift.at", drift.at) < end:
-                raise ConfigError(
-                    f"drift.at: expected a date from {first} to before {end}, got {drift.at!r}"
-                )
+                raise ConfigError(f"drift.at: expected a date from {first} to before {end}, got {drift.at!r}")
 
     @property
     def span(self) -> int:
@@ -372,9 +359,7 @@ class Simulation:
     @property
     def rows_per_user_day(self) -> float:
         """Expected rows per user and day, but for the few that come with fraud."""
-        subscriptions = (
-            _SUBSCRIPTIONS * (_WEEKLY / _PERIODS[0] + (1 - _WEEKLY) / _PERIODS[1]) * _DAY
-        )
+        subscriptions = _SUBSCRIPTIONS * (_WEEKLY / _PERIODS[0] + (1 - _WEEKLY) / _PERIODS[1]) * _DAY
         return self.purchases_per_day + subscriptions + _SPREES * _mean(_SPREE_PURCHASES)
 
     @property
@@ -514,8 +499,7 @@ def _new_sources(settings: Simulation) -> list[_Source]:
     rate = _TRICKLE_SHARE * settings.rows_per_user_day / _mean(_TRICKLE_PAYMENTS)
     news = [drift for drift in settings.drift if drift.kind == "new_pattern"]
     return [
-        _Source(number, settings.since_start(drift), rate * drift.factor)
-        for number, drift in enumerate(news, start=1)
+        _Source(number, settings.since_start(drift), rate * drift.factor) for number, drift in enumerate(news, start=1)
     ]
 
 
@@ -582,16 +566,12 @@ def _merchant_cells(rng: Generator, settings: Simulation, city_share: Floats) ->
     return np.sort(np.concatenate([askable, more]))
 
 
-def _expected_traffic(
-    settings: Simulation, cells: Ints, popularity: Floats, city_share: Floats
-) -> Floats:
+def _expected_traffic(settings: Simulation, cells: Ints, popularity: Floats, city_share: Floats) -> Floats:
     """Transactions per day [M] that merchants of these cells and this popularity [M] expect."""
     place, category = np.divmod(cells, len(CATEGORIES))
     in_cell = popularity / np.bincount(cells, weights=popularity)[cells]
     reach = np.append(city_share, 1.0)[place]
-    return np.asarray(
-        settings.rows_per_user_day * settings.users * _SHARE[category] * reach * in_cell
-    )
+    return np.asarray(settings.rows_per_user_day * settings.users * _SHARE[category] * reach * in_cell)
 
 
 def _spread(rng: Generator, begin: int, end: int, count: int) -> Ints:
@@ -610,9 +590,7 @@ def _compromises(settings: Simulation, traffic: Floats) -> tuple[Ints, Ints]:
     rng = _rng(settings, _Stream.COMPROMISE)
     low, high = np.quantile(traffic, _COMPROMISE_TRAFFIC)
     queue = rng.permutation(np.flatnonzero((traffic >= low) & (traffic <= high)))
-    frauds_a_day = (
-        settings.fraud_share * FRAUD_MIX["merchant_compromise"] * settings.rows_per_user_day
-    )
+    frauds_a_day = settings.fraud_share * FRAUD_MIX["merchant_compromise"] * settings.rows_per_user_day
     for source in _sources(settings, "merchant_compromise", frauds_a_day * settings.users):
         rng = _rng(settings, _Stream.COMPROMISE, source.number)
         length = _milliseconds(rng, _COMPROMISE_LENGTH, len(queue))
@@ -743,11 +721,7 @@ def _spells(
     count = users * slots
     duration = _milliseconds(rng, length, count)
     room = slot - duration - 2 * margin
-    begin = (
-        np.tile(np.arange(slots) * slot, users)
-        + margin
-        + (rng.random(count) * room).astype(np.int64)
-    )
+    begin = np.tile(np.arange(slots) * slot, users) + margin + (rng.random(count) * room).astype(np.int64)
     happens = rng.random(count) < chance
     return _Spells(slot, slots, begin, begin + duration * happens)
 
@@ -828,9 +802,7 @@ class _Purchases:
     amount: Floats
     kind: Ints  # code of the fraud kind, _HONEST for none
 
-    kept: (
-        Bools  # False where a drift thins the case out: its rows are dropped once they are complete
-    )
+    kept: Bools  # False where a drift thins the case out: its rows are dropped once they are complete
 
     def only(self, mask: Bools) -> _Purchases:
         columns = (getattr(self, field.name)[mask] for field in fields(self))
@@ -938,9 +910,7 @@ def _draw_ordinary(rng: Generator, scene: _Scene) -> _Purchases:
     phase = people.phases.index(user, day * _DAY)
     shifted = (day * _DAY >= people.phases.begin[phase]) & (day * _DAY < people.phases.end[phase])
     habit = np.where(shifted, people.phase_habit[phase], -1)
-    hours = _draw_hours(rng, people, user) + np.where(
-        habit == _HOURS, people.phase_hours[phase], 0.0
-    )
+    hours = _draw_hours(rng, people, user) + np.where(habit == _HOURS, people.phase_hours[phase], 0.0)
     time = _clock(day, hours)
     city, travelling = people.whereabouts(user, time)
 
@@ -981,9 +951,7 @@ def _draw_subscriptions(rng: Generator, scene: _Scene) -> _Purchases:
     user = np.repeat(np.arange(scene.people.count), rng.poisson(_SUBSCRIPTIONS, scene.people.count))
     period = np.where(rng.random(len(user)) < _WEEKLY, *_PERIODS)
     first = (rng.random(len(user)) * period).astype(np.int64)
-    merchant = _pick_merchants(
-        rng, scene.world, scene.people.city[user], np.full(len(user), _DIGITAL)
-    )
+    merchant = _pick_merchants(rng, scene.world, scene.people.city[user], np.full(len(user), _DIGITAL))
     price = _draw_amounts(rng, scene, user, merchant)
     of, place = _repeat(scene.settings.span // period + 1)
     jitter = (_SUBSCRIPTION_JITTER * rng.standard_normal(len(of))).astype(np.int64)
@@ -1011,9 +979,7 @@ def _is_familiar(scene: _Scene, bought: _Purchases, ordinary: _Purchases) -> Boo
     return np.isin(bought.user * merchants + bought.merchant, visited)
 
 
-def _at_new_merchants(
-    rng: Generator, scene: _Scene, bought: _Purchases, ordinary: _Purchases
-) -> _Purchases:
+def _at_new_merchants(rng: Generator, scene: _Scene, bought: _Purchases, ordinary: _Purchases) -> _Purchases:
     """The purchases, frauds moved to merchants unknown to the user or dropped if none is found.
 
     First to others of the category; a small town may have none, so then to an online market place.
@@ -1028,9 +994,7 @@ def _at_new_merchants(
     return bought.only((bought.kind == _HONEST) | ~_is_familiar(scene, bought, ordinary))
 
 
-def _draw_test_bursts(
-    rng: Generator, scene: _Scene, source: _Source, ordinary: _Purchases
-) -> _Purchases:
+def _draw_test_bursts(rng: Generator, scene: _Scene, source: _Source, ordinary: _Purchases) -> _Purchases:
     cases = _draw_cases(rng, scene, source)
     of, place = _members(rng, len(cases.user), (_BURST_PAYMENTS[0] + 1, _BURST_PAYMENTS[1] + 1))
     delay = _milliseconds(rng, _BURST_DELAY, len(of))
@@ -1039,15 +1003,11 @@ def _draw_test_bursts(
     category = np.where(place == 0, _DIGITAL, rng.choice(_SPLURGE, len(of)))
     factor = np.where(place == 0, 1.0, _uniform(rng, _BURST_FACTOR, len(of)))
     kind = np.where(place == 0, _HONEST, _CODE["test_burst"])
-    bought = _buy(
-        rng, scene, cases.user[of], time, category, cases.kept[of], factor=factor, kind=kind
-    )
+    bought = _buy(rng, scene, cases.user[of], time, category, cases.kept[of], factor=factor, kind=kind)
     return _at_new_merchants(rng, scene, bought, ordinary)
 
 
-def _draw_habit_changes(
-    rng: Generator, scene: _Scene, source: _Source, _: _Purchases
-) -> _Purchases:
+def _draw_habit_changes(rng: Generator, scene: _Scene, source: _Source, _: _Purchases) -> _Purchases:
     cases = _draw_cases(rng, scene, source, lead=_TAKEOVER_LENGTH[1])
     people, count = scene.people, len(cases.user)
     modest = np.argsort(people.level, kind="stable")[: (people.count + 1) // 2]
@@ -1100,9 +1060,7 @@ def _draw_orders(rng: Generator, scene: _Scene, source: _Source, _: _Purchases) 
     return _buy(rng, scene, cases.user[of], time, _ORDERS[order[of], place], kept[of], kind=kind)
 
 
-def _draw_large_amounts(
-    rng: Generator, scene: _Scene, source: _Source, _: _Purchases
-) -> _Purchases:
+def _draw_large_amounts(rng: Generator, scene: _Scene, source: _Source, _: _Purchases) -> _Purchases:
     cases = _draw_cases(rng, scene, source)
     category = rng.choice(_SPLURGE, len(cases.user))
     kind = _CODE["large_amount"]
@@ -1116,9 +1074,7 @@ def _draw_trickles(rng: Generator, scene: _Scene, source: _Source, _: _Purchases
     count = len(cases.user)
     gap = _milliseconds(rng, _TRICKLE_GAP, count)
     price = _uniform(rng, _TRICKLE_AMOUNT, count)
-    merchant = _pick_merchants(
-        rng, scene.world, scene.people.city[cases.user], np.full(count, _DIGITAL)
-    )
+    merchant = _pick_merchants(rng, scene.world, scene.people.city[cases.user], np.full(count, _DIGITAL))
     of, place = _members(rng, count, _TRICKLE_PAYMENTS)
     user, time = cases.user[of], cases.start[of] + place * gap[of]
     city, _travelling = scene.people.whereabouts(user, np.minimum(time, scene.settings.span - 1))
@@ -1258,9 +1214,7 @@ _OCTETS: Final = pa.array([str(octet) for octet in range(256)])
 
 def _ip_strings(ip: npt.NDArray[np.uint32]) -> Any:
     """Dotted addresses, an Arrow string array [N]."""
-    octets = [
-        _OCTETS.take(pa.array((ip >> shift & 255).astype(np.int32))) for shift in (24, 16, 8, 0)
-    ]
+    octets = [_OCTETS.take(pa.array((ip >> shift & 255).astype(np.int32))) for shift in (24, 16, 8, 0)]
     return pc.binary_join_element_wise(*octets, ".")
 
 
@@ -1280,9 +1234,7 @@ def _to_table(settings: Simulation, world: _World, records: Records, first_row: 
         "lat": np.ascontiguousarray(records["lat"]),
         "long": np.ascontiguousarray(records["long"]),
         "is_fraud": (records["kind"] != _HONEST).astype(np.int8),
-        "fraud_kind": pa.array(["", *FRAUD_KINDS]).take(
-            pa.array(np.ascontiguousarray(records["kind"]))
-        ),
+        "fraud_kind": pa.array(["", *FRAUD_KINDS]).take(pa.array(np.ascontiguousarray(records["kind"]))),
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -1316,9 +1268,7 @@ class _Tally:
         self._users[records["user"]] = True
         self._merchants[records["merchant"]] = True
         self._kinds += np.bincount(records["kind"], minlength=len(self._kinds))
-        first, last = (
-            self._start + timedelta(milliseconds=int(time)) for time in records["time"][[0, -1]]
-        )
+        first, last = (self._start + timedelta(milliseconds=int(time)) for time in records["time"][[0, -1]])
         self._first, self._last = self._first or first, last
 
     def summary(self) -> Summary:
@@ -1369,9 +1319,7 @@ def simulate_to(settings: Simulation, path: Path, progress: Progress | None = No
         for done in _spill(settings, _blocks(settings, world), folder):
             report(done, blocks + spans)
         whole = folder / "whole.parquet"
-        with pq.ParquetWriter(
-            whole, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS
-        ) as writer:
+        with pq.ParquetWriter(whole, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS) as writer:
             for span in range(spans):
                 spilled = folder / f"{span}.records"
                 records = _in_time_order([np.fromfile(spilled, dtype=_RECORD)])

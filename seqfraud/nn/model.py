@@ -183,9 +183,7 @@ class SequenceModel(nn.Module):
         self.graph = graph
         self.encoder = EventEncoder(spec)
         widths = spec.embedding_widths()
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(n, w) for n, w in zip(spec.vocabularies, widths, strict=True)
-        )
+        self.embeddings = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(spec.vocabularies, widths, strict=True))
         self.input = nn.Linear(spec.dense_width + sum(widths), spec.input_width + spec.head_width)
         inputs = [spec.input_width] + [spec.hidden] * (spec.layers - 1)
         self.cells = nn.ModuleList(nn.GRU(n, spec.hidden) for n in inputs)
@@ -286,9 +284,7 @@ class SequenceModel(nn.Module):
 
     def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
         """The states of users who have no history."""
-        return {
-            s.name: torch.from_numpy(s.to_batch(s.initial_rows(batch))).to(device) for s in self.graph.states
-        }
+        return {s.name: torch.from_numpy(s.to_batch(s.initial_rows(batch))).to(device) for s in self.graph.states}
 
 
 class StepModel(nn.Module):

@@ -91,7 +91,9 @@ def test_dirty_cell(tmp_path: Path, column: str, value: str, reason: str, key: s
     if action == "label unknown":
         assert table.label is not None
         assert np.flatnonzero(table.label == -1).tolist() == [7]
-    with pytest.raises(DataError, match=rf"column '{column}': {reason}.* in 1 of 30 rows, first in row 8: .*cleaning.{key}"):
+    with pytest.raises(
+        DataError, match=rf"column '{column}': {reason}.* in 1 of 30 rows, first in row 8: .*cleaning.{key}"
+    ):
         run(tmp_path, rows, **{key: "error"})
 
 
@@ -144,7 +146,9 @@ def test_outliers_are_kept_and_shown(tmp_path: Path) -> None:
 
 def test_too_many_dropped_rows_are_an_error(tmp_path: Path) -> None:
     rows = [row.replace(f",u{i % 3},", ",,") if i < 10 else row for i, row in enumerate(GOOD)]
-    with pytest.raises(DataError, match=r"33\.3% of 30 rows would be dropped.*'user', missing user, 10 rows, such as row 1"):
+    with pytest.raises(
+        DataError, match=r"33\.3% of 30 rows would be dropped.*'user', missing user, 10 rows, such as row 1"
+    ):
         run(tmp_path, rows)
     table, _ = run(tmp_path, rows, most_dropped=0.5)
     assert len(table) == 20

@@ -277,9 +277,7 @@ def test_online_takes_late_transactions_and_corrections_in_any_order(steps: list
                 act(context.rows_of(row.values), row.time, step.fraud)  # type: ignore[attr-defined]
             said[step.whose] = step.fraud
         for row in seen[-3:]:
-            assert_same(
-                table.read(table.rows_of(row.values), row.time), np.array(slow.read(row.values, row.time))
-            )
+            assert_same(table.read(table.rows_of(row.values), row.time), np.array(slow.read(row.values, row.time)))
 
 
 def crowded(seed: int, rows: int) -> list[Row]:
@@ -433,7 +431,7 @@ def test_known_at_in_the_far_future_does_not_disturb_other_entities() -> None:
     time = np.r_[np.zeros(n), np.full(n, DAY)].astype(np.int64)
     label = np.r_[np.ones(n), np.zeros(n)].astype(np.int8)
     known_at = np.full(2 * n, never)
-    known_at[: n : 2] = DAY
+    known_at[:n:2] = DAY
     spec = ContextSpec(("card",), (DAY,), 2 * DAY)
     out = context_columns(spec, [Coded(codes, [""] * n)], time, None, label, known_at)
     fraud = out[n:, 2]

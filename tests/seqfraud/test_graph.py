@@ -219,9 +219,7 @@ def test_a_logistic_regression_without_a_state_fits_the_same_contract() -> None:
         helper.make_node("Sub", ["plain", "one"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["probability"]),
     ]
-    graph = node_graph(
-        nodes, LOGISTIC.sequence_inputs(), LOGISTIC.sequence_outputs(), {"w": [[1], [10]], "one": 1}
-    )
+    graph = node_graph(nodes, LOGISTIC.sequence_inputs(), LOGISTIC.sequence_outputs(), {"w": [[1], [10]], "one": 1})
     model = onnx.load_from_string(graph)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "last"))
     sequence = SequenceGraph(model.SerializeToString(), LOGISTIC)

@@ -85,12 +85,8 @@ def test_the_order_of_the_rows_does_not_matter(rows: tuple[Array, Array], random
     label, score = rows
     order = list(range(len(label)))
     random.shuffle(order)
-    assert metrics.average_precision(label[order], score[order]) == metrics.average_precision(
-        label, score
-    )
-    assert metrics.recall_at_fpr(label[order], score[order], 0.3) == metrics.recall_at_fpr(
-        label, score, 0.3
-    )
+    assert metrics.average_precision(label[order], score[order]) == metrics.average_precision(label, score)
+    assert metrics.recall_at_fpr(label[order], score[order], 0.3) == metrics.recall_at_fpr(label, score, 0.3)
 
 
 @given(tied_rows(), st.data())
@@ -193,9 +189,7 @@ def test_calibration_slope_recovers_a_known_distortion() -> None:
         ([], []),
     ],
 )
-def test_no_calibration_slope_where_no_finite_one_exists(
-    label: list[int], probability: list[float]
-) -> None:
+def test_no_calibration_slope_where_no_finite_one_exists(label: list[int], probability: list[float]) -> None:
     assert metrics.calibration_slope(label, probability) is None
 
 
@@ -442,9 +436,7 @@ def test_quality_gathers_the_single_figures() -> None:
     user, amount = random.integers(0, 80, 600), random.gamma(2.0, 30.0, 600)
     time_ms = random.integers(1_530_000_000_000, 1_530_000_000_000 + 5 * DAY_MS, 600)
     day = time_ms // DAY_MS
-    found = metrics.measure_quality(
-        label, p, user=user, time_ms=time_ms, amount=amount, alerts_per_day=7
-    )
+    found = metrics.measure_quality(label, p, user=user, time_ms=time_ms, amount=amount, alerts_per_day=7)
     calibration = metrics.calibration_slope(label, p)
     money = metrics.money_caught(label, p, amount, day, alerts_per_day=7)
     precision = metrics.precision_at_budget(label, p, day, alerts_per_day=7)
@@ -474,9 +466,7 @@ def test_undefined_figures_are_none_and_warn_of_nothing(label: list[int]) -> Non
     p = np.full(len(label), 0.25)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.measure_quality(
-            label, p, user=label, time_ms=np.zeros(len(label), dtype=np.int64), amount=p
-        )
+        found = metrics.measure_quality(label, p, user=label, time_ms=np.zeros(len(label), dtype=np.int64), amount=p)
     assert found.roc_auc is None and found.recall_at_1pct_fpr is None
     assert found.calibration_slope is None and found.calibration_intercept is None
     assert (found.average_precision is None) == (sum(label) == 0)

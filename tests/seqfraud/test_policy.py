@@ -143,9 +143,7 @@ def test_review_takes_the_alert_share_whatever_is_fraud_is(share: float) -> None
 
 @pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.97])
 @pytest.mark.parametrize("share", [None, 0.02, 0.2])
-def test_decline_is_the_lowest_fraud_that_keeps_the_precision(
-    precision: float, share: float | None
-) -> None:
+def test_decline_is_the_lowest_fraud_that_keeps_the_precision(precision: float, share: float | None) -> None:
     label, p = validation_rows(2)
     chosen = choose_thresholds(label, p, decline_precision=precision, alert_share=share)
     allowed = [
@@ -211,9 +209,7 @@ def test_any_rows_with_fraud_give_valid_thresholds(
 ) -> None:
     label, p = rows
     label[0] = True
-    chosen = choose_thresholds(
-        label, p, alert_share=share, decline_precision=precision, minimum_declines=2
-    )
+    chosen = choose_thresholds(label, p, alert_share=share, decline_precision=precision, minimum_declines=2)
     assert Thresholds.from_dict(chosen.as_dict()) == chosen
     declined = decide_many(p, chosen) == DECISIONS.index("decline")
     if chosen.decline != NEVER:

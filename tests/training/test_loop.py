@@ -177,9 +177,7 @@ def test_the_loss_is_the_mean_weighted_cross_entropy_of_the_train_rows(
         ratio = (use & ~fraud).sum() / (use & fraud).sum()
         weight = ratio if setting == "balanced" else math.sqrt(ratio)
     losses = np.where(fraud, weight * np.logaddexp(0, -logit), np.logaddexp(0, logit))
-    outcome = fit(
-        model, small, CPU, settings(users_per_batch=100, events_per_chunk=1000, positive_weight=setting)
-    )
+    outcome = fit(model, small, CPU, settings(users_per_batch=100, events_per_chunk=1000, positive_weight=setting))
     assert outcome.history[0].loss == pytest.approx(losses[use].mean(), rel=1e-5)
 
 

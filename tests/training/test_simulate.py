@@ -158,9 +158,7 @@ def test_another_seed_another_table() -> None:
 
 
 @pytest.mark.parametrize("span_rows", [1500, 10**9])
-def test_file_equals_table_however_it_is_cut(
-    span_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_equals_table_however_it_is_cut(span_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_ROWS", 4000)  # several blocks of users
     monkeypatch.setattr(module, "_SPAN_ROWS", span_rows)
     path = tmp_path / "out.parquet"
@@ -279,10 +277,7 @@ def test_honest_bursts_are_more_frequent_than_fraudulent_ones(rows: Rows) -> Non
 def speeds(rows: Rows) -> npt.NDArray[Any]:
     """km/h from the row before [N]; infinite without time between."""
     lat, long = np.radians(rows.lat), np.radians(rows.long)
-    chord = (
-        np.sin(np.diff(lat) / 2) ** 2
-        + np.cos(lat[1:]) * np.cos(lat[:-1]) * np.sin(np.diff(long) / 2) ** 2
-    )
+    chord = np.sin(np.diff(lat) / 2) ** 2 + np.cos(lat[1:]) * np.cos(lat[:-1]) * np.sin(np.diff(long) / 2) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         speed = 2 * 6371 * np.arcsin(np.sqrt(chord)) / (np.diff(rows.ms) / HOUR)
     return np.concatenate([[0.0], speed])

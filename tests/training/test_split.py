@@ -158,9 +158,7 @@ def test_what_the_configuration_leaves_open_comes_from_the_data() -> None:
 
 
 def test_what_the_configuration_says_is_taken() -> None:
-    split = split_of(
-        config(train_start=START + 4 * DAY, test_start=START + 21 * DAY, test_end=START + 25 * DAY), DATA
-    )
+    split = split_of(config(train_start=START + 4 * DAY, test_start=START + 21 * DAY, test_end=START + 25 * DAY), DATA)
     assert vars(split) == {
         "train_start": START + 4 * DAY,
         "validation_start": START + 15 * DAY,
