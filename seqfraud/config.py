@@ -345,6 +345,17 @@ def _check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: {name}: expected more than 0, got {value}")
     if not 0 <= config.cleaning.most_dropped <= 1:
         raise ConfigError(f"{source}: cleaning.most_dropped: expected 0 to 1, got {config.cleaning.most_dropped}")
+    for name, share in (
+        ("alert_share", config.decision.alert_share),
+        ("decline_precision", config.decision.decline_precision),
+    ):
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"{source}: decision.{name}: expected above 0 to 1, got {share}")
+    weight = config.training.positive_weight
+    if isinstance(weight, float) and not weight > 0:
+        raise ConfigError(f"{source}: training.positive_weight: expected more than 0, got {weight}")
+    if not config.training.weight_decay >= 0:
+        raise ConfigError(f"{source}: training.weight_decay: expected 0 or more, got {config.training.weight_decay}")
     if not 0 <= config.training.dropout < 1:
         raise ConfigError(f"{source}: training.dropout: expected 0 to below 1, got {config.training.dropout}")
     if any(h <= 0 for h in features.half_lives) or not features.half_lives:

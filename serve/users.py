@@ -138,7 +138,7 @@ class UserTable:
         new["values"] = np.insert(self.values[slot, :held], place, 0 if values is None else values, axis=0)
         w = self.window
         states = {s.name: s.to_batch(self.anchor[s.name][slot : slot + 1]) for s in self.spec.states}
-        # states at every multiple of W, then at the end; all by the graph before anything is written
+        # states at every multiple of W, then at the end
         self.integers[slot, : held + 1] = new["integers"]
         self.values[slot, : held + 1] = new["values"]
         stages: list[Mapping[str, Array]] = []

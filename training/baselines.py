@@ -38,7 +38,7 @@ from training.loop import pick_device
 from training.prepare import Prepared, prepare
 from training.run import all_logits, calibrated, qualities, write_run_report
 
-TUNE_ROWS = 20_000
+TUNE_ROWS = 15_000
 FIT_ROWS = 150_000
 SEED = 0
 BINS = 255
@@ -98,7 +98,12 @@ def _forest(parameters: Parameters, features: Features) -> Any:
 def _boosted(parameters: Parameters, features: Features) -> Any:
     few = [i for i in features.categorical if np.nanmax(features.values[:, i], initial=0) < BINS]
     return HistGradientBoostingClassifier(
-        max_iter=120, early_stopping=False, categorical_features=few, random_state=SEED, **parameters
+        learning_rate=0.06,
+        max_iter=120,
+        early_stopping=False,
+        categorical_features=few,
+        random_state=SEED,
+        **parameters,
     )
 
 
@@ -133,7 +138,7 @@ FAMILIES = (
     ),
     Family(
         "boosted_trees",
-        {"learning_rate": (0.03, 0.1), "max_leaf_nodes": (7, 15, 31)},
+        {"l2_regularization": (1.0, 30.0), "max_leaf_nodes": (7, 15, 31)},
         True,
         _boosted,
         _decision,
