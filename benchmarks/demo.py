@@ -22,7 +22,6 @@ def main() -> None:
     scores, state = FOLDER / "scores.parquet", FOLDER / "state"
     command("simulate", "--out", data)
     command("train", "configs/simulator.toml", "--out", run)
-    command("baselines", run)
     command("export", run, "--out", bundle)
     command("verify", bundle)
     command("score", bundle, data, "--out", scores)
