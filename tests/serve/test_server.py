@@ -150,10 +150,13 @@ class Server:
         return connection
 
     def refuses_connections(self) -> bool:
+        """A connection that the closing listener had in its queue is reset; the next one is refused."""
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            return False
         return False
 
 
