@@ -297,7 +297,7 @@ class Service:
             return Scored(float(step.outputs["probability"][0]), history, False, commit)
         history = self._journal.events_before(transaction.user, transaction.time)
         if users.is_too_late(slot, transaction.time):
-            self._run_step({s.name: s.to_batch(users.anchor[s.name][slot : slot + 1]) for s in spec.states})
+            self._run_step(users.anchor_states(slot))
 
             def count() -> None:
                 users.accepted[slot] += 1
