@@ -138,7 +138,7 @@ def selected_text(text: str, config_path: Path, config: Config, selection: Selec
     """The configuration's text without what was dropped, and why at its head."""
     before = {figure.input: figure for figure in selection.full.figures}
     reasons = {
-        one: f"importance {before[one].mean:.4f}, standard deviation {before[one].deviation:.4f}"
+        one: f"importance {before[one].mean:.4f} in the full model, standard deviation {before[one].deviation:.4f}"
         for one in selection.dropped
     }
     accepted = [trial for trial in selection.trials if trial.accepted][-1]
