@@ -27,6 +27,7 @@ from seqfraud.config import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.metrics import Interval, precision_recall_curve
 from seqfraud.policy import NEVER
+from training.importance import Importance
 from training.report_data import (
     GRU,
     TOP,
@@ -172,6 +173,10 @@ def _choices(content: ReportContent) -> tuple[Choice, ...]:
                 *ap,
             )
         )
+    if "selection" in metrics:
+        kept, dropped = (len(metrics["selection"][key]) for key in ("kept", "dropped"))
+        how = "the fewest whose average precision on the validation days is about that of all"
+        out.append(Choice("inputs", f"{kept} of {kept + dropped}", how, "average precision", *ap))
     method = {"platt": "Platt scaling", "none": "none"}[config.calibration.method]
     out.append(
         Choice("calibration", method, "log-loss on the validation days", "slope (1 is calibrated)", *slope)
@@ -328,7 +333,8 @@ def _cautions(content: ReportContent, found: Assessment) -> tuple[str, ...]:
         )
     frauds = int((content.validation_label == 1).sum())
     if 0 < frauds < LITTLE_FRAUD:
-        out.append(f"Thresholds and calibration rest on {frauds:,} frauds in the validation days.")
+        what = "The choice of inputs, thresholds" if "selection" in metrics else "Thresholds"
+        out.append(f"{what} and calibration rest on {frauds:,} frauds in the validation days.")
     if content.thresholds.decline == NEVER:
         out.append(
             "Nothing is declined: no cut on the validation days reached a precision of "
@@ -636,6 +642,8 @@ def _charts(content: ReportContent, found: Assessment) -> dict[str, Chart]:
         charts["scores"] = _scores(content)
     if content.epochs:
         charts["loss"], charts["epochs"] = _training(content)
+    if content.importance is not None:
+        charts["importance"] = _importance(content.importance)
     return charts
 
 
@@ -873,6 +881,30 @@ def _training(content: ReportContent) -> tuple[Chart, Chart]:
             "Ringed: the epoch whose weights were kept. The figure flatters, because it was the one that chose.",
         ),
     )
+
+
+def _importance(importance: Importance) -> Chart:
+    figures = importance.figures[::-1]  # the first bar is drawn at the bottom
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        names = [str(f.input) for f in figures]
+        error = {"ecolor": INK, "elinewidth": 1.2}
+        axes.barh(
+            names, [f.mean for f in figures], 0.6, xerr=[f.deviation for f in figures], color=MODEL, error_kw=error
+        )
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set(xlabel="fall of the average precision")
+
+    alt = f"Fall of the average precision by permuted input: {', '.join(f'{f.input} {f.mean:.4f}' for f in figures[::-1])}."
+    caption = (
+        f"How far the average precision on the validation days, {decimal(importance.average_precision)}, falls when the "
+        "values of one input are shuffled among their rows. Lines: one standard deviation over the repeats."
+    )
+    size = (SMALL[0], 0.9 + 0.27 * len(figures))
+    return Chart("Permutation importance", _draw("importance", alt, paint, size), caption)
 
 
 def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:

@@ -36,6 +36,7 @@ from seqfraud.metrics import (
 )
 from seqfraud.policy import Thresholds
 from seqfraud.table import MISSING, Coded, Transactions
+from training.importance import Importance
 from training.prepare import Prepared
 
 Floats = npt.NDArray[np.float64]
@@ -169,6 +170,7 @@ class ReportContent:
         models: the GRU first, then the baselines, which may be none.
         validation_label, validation_probability: int8 and float64 of the validation rows.
         notes: what the reader has to know about how the report came about.
+        importance: what the model uses, where that was measured.
     """
 
     title: str
@@ -186,6 +188,7 @@ class ReportContent:
     validation_probability: Floats
     misses: tuple[Miss, ...] = ()
     notes: tuple[str, ...] = ()
+    importance: Importance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -238,6 +241,7 @@ def report_content(
     command: Sequence[str] = (),
     baselines: Baselines | None = None,
     explanations: Mapping[str, Sequence[str | None]] | None = None,
+    importance: Importance | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> ReportContent:
     """The content of a report from what a training or an evaluation has at its end.
@@ -252,6 +256,7 @@ def report_content(
         command: lines that make this report again.
         baselines: scores of other models; those that do not cover the test rows are left out with a note.
         explanations: texts by row of the file and column; what kind of fraud a fraud is.
+        importance: of the model's inputs.
         versions: of what made the model.
     """
     table, encoded = prepared.table, prepared.encoded
@@ -287,6 +292,7 @@ def report_content(
         validation_probability=probability[validation],
         misses=_worst_misses(prepared, probability, thresholds),
         notes=notes,
+        importance=importance,
         versions=dict(versions or {}),
     )
 
