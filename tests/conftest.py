@@ -6,6 +6,8 @@ contexts and so the labels: a test over constant answers could not fail. torch i
 bundle is made.
 """
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from seqfraud.graph import gru_graph
 from seqfraud.policy import Thresholds
 from seqfraud.schema import schema_of
 from seqfraud.vocabulary import Vocabulary
+from serve.log import Disk
 from serve.service import Service
 
 CARDS = """
@@ -267,3 +270,26 @@ def crash() -> Callable[[Service], None]:
         service._ready = False
 
     return abandon
+
+
+class SmallDisk:
+    """A disk that has `room` bytes left for the log; None: enough."""
+
+    def __init__(self) -> None:
+        self.room: int | None = None
+        self.disk = Disk(write=self._write)
+
+    def _write(self, descriptor: int, data: bytes) -> int:
+        if self.room is None:
+            return os.write(descriptor, data)
+        taken = min(self.room, len(data))
+        if not taken:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        self.room -= taken
+        return os.write(descriptor, data[:taken])
+
+
+@pytest.fixture
+def small_disk() -> SmallDisk:
+    """A disk that can be full: `Service(..., disk=small_disk.disk)`, then `small_disk.room = 0`."""
+    return SmallDisk()
