@@ -36,6 +36,7 @@ COMMANDS = {
     "score": Command("seqfraud.commands", "score", "Score a file in arrival order."),
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),
+    "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
 }
 

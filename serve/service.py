@@ -7,11 +7,10 @@ The journal is the truth and memory its fold: a transaction changes memory only 
 import fcntl
 import logging
 import os
-import sqlite3
 import threading
 import time as clock_time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +22,13 @@ import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
 from seqfraud.context import ContextTable
-from seqfraud.errors import RequestError, RunError
+from seqfraud.errors import JournalError, RequestError, RunError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
 from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
-from serve.journal import Journal, LabelRecord, TransactionRecord
+from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.labels import LabelBook
+from serve.log import SYSTEM_DISK, Disk
 from serve.snapshot import read_newest, write_snapshot
 from serve.users import UserTable
 
@@ -69,8 +69,18 @@ def system_clock() -> int:
 class Service:
     """One bundle over one state folder. Thread-safe: one lock around everything that reads or changes state."""
 
-    def __init__(self, bundle: Bundle, state: Path, clock: Callable[[], int] = system_clock) -> None:
-        """Open the state folder and rebuild memory. Raises RunError where another process has it."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        state: Path,
+        clock: Callable[[], int] = system_clock,
+        promise: Promise = "process",
+        disk: Disk = SYSTEM_DISK,
+    ) -> None:
+        """Open the state folder and rebuild memory. Raises RunError where another process has it.
+
+        With the promise `disk`, what answers `score`, `score_batch` and `add_labels` is on disk before they return.
+        """
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
@@ -84,10 +94,12 @@ class Service:
         self._state = state
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
+        self.before_waiting: Callable[[], None] = lambda: None
+        """Called by a thread that is about to wait for the disk, so that others may be let in meanwhile."""
         with ExitStack() as opened:
-            self._folder_lock = _lock_folder(state)
+            self._folder_lock = lock_folder(state)
             opened.callback(self._folder_lock.release)
-            self._journal = Journal(state / "journal.sqlite")
+            self._journal = Journal(state, promise, disk=disk)
             opened.callback(self._journal.close)
             _check_schema(self._journal, ",".join(manifest.schema.fields), state)
             self._rebuild()
@@ -192,7 +204,9 @@ class Service:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
         transaction = self._decoder.decode(body)
         with self._lock:
-            return self._encode(self.score_one(transaction))
+            answer, seq = self._encode(self.score_one(transaction)), self._journal.last_seq
+        self._wait_durable(seq)
+        return answer
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
@@ -208,6 +222,7 @@ class Service:
                     results.append(self.score_one(self._decoder.decode(item)))
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
+        self._wait_durable(self._journal.last_seq)
         return self._encode({"results": results})
 
     def score_one(self, transaction: Transaction) -> Answer:
@@ -216,7 +231,7 @@ class Service:
         try:
             known = self._journal.transaction(transaction.id)
             return self._score_new(transaction) if known is None else self._again(known, transaction)
-        except sqlite3.Error as error:
+        except JournalError as error:
             _log.error("journal: %s", error)
             message = "the transaction could not be stored; nothing changed"
             raise RequestError(503, "storage_unavailable", message) from None
@@ -326,20 +341,30 @@ class Service:
         for record in self._early.pop(transaction.id, ()):
             self._labels.said(record.seq, seq, transaction.time, record.known_at, record.is_fraud)
 
+    def _wait_durable(self, seq: int) -> None:
+        """Keep the promise for every record up to `seq`; outside the lock, so that others come to share the sync."""
+        try:
+            self._journal.wait_durable(seq, self.before_waiting)
+        except JournalError as error:
+            message = "what was asked may be stored or not; ask again when the service has been started again"
+            raise RequestError(503, "storage_unavailable", message) from error
+
     # ---- labels
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
         labels = decode_labels(body)
         with self._lock:
-            return self._encode(self.hear_labels(labels))
+            answer, seq = self._encode(self.hear_labels(labels)), self._journal.last_seq
+        self._wait_durable(seq)
+        return answer
 
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
         self._require_ready()
         try:
             counts, records = self._store_labels(labels)
-        except sqlite3.Error as error:
+        except JournalError as error:
             _log.error("journal: %s", error)
             raise RequestError(503, "storage_unavailable", "the labels could not be stored; nothing changed") from None
         for record in records:
@@ -385,7 +410,7 @@ class Service:
 
     def transaction(self, transaction_id: str) -> bytes:
         """The answer as it was given. Raises RequestError 404."""
-        with self._lock:
+        with self._lock, _readable():
             record = self._journal.transaction(transaction_id)
         if record is None:
             raise RequestError(404, "unknown_transaction", f"no transaction {transaction_id!r:.80} was scored here")
@@ -393,7 +418,7 @@ class Service:
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
-        with self._lock:
+        with self._lock, _readable():
             slot = self._users.slots.get(user)
             if slot is None or not self._users.accepted[slot]:
                 raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
@@ -426,7 +451,7 @@ class Service:
 
     def ready(self) -> bool:
         """Whether a transaction posted now would be scored."""
-        return self._ready
+        return self._ready and not self._journal.failed
 
     def _require_ready(self) -> None:
         if not self._ready:
@@ -444,6 +469,15 @@ class Service:
         return self._decoder.decode(self._encode(row))
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except JournalError as error:
+        _log.error("journal: %s", error)
+        raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
 class FolderLock:
     """Advisory lock of a state folder; the system lets it go when the process ends, however it ends."""
 
@@ -455,7 +489,8 @@ class FolderLock:
         os.close(self._descriptor)
 
 
-def _lock_folder(state: Path) -> FolderLock:
+def lock_folder(state: Path) -> FolderLock:
+    """Take a state folder for this process. Raises RunError where another has it."""
     try:
         state.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)

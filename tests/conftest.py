@@ -1,5 +1,7 @@
 """What many tests need: small bundles with drawn weights, built once per session, and a look into a service's memory."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from benchmarks.drawn import CARDS, PLAIN, RICH, drawn_bundle
 from seqfraud.bundle import Bundle
 from seqfraud.config import parse_config
+from serve.log import Disk
 from serve.service import Service
 
 
@@ -107,3 +110,26 @@ def crash() -> Callable[[Service], None]:
         service._ready = False
 
     return abandon
+
+
+class SmallDisk:
+    """A disk that has `room` bytes left for the log; None: enough."""
+
+    def __init__(self) -> None:
+        self.room: int | None = None
+        self.disk = Disk(write=self._write)
+
+    def _write(self, descriptor: int, data: bytes) -> int:
+        if self.room is None:
+            return os.write(descriptor, data)
+        taken = min(self.room, len(data))
+        if not taken:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        self.room -= taken
+        return os.write(descriptor, data[:taken])
+
+
+@pytest.fixture
+def small_disk() -> SmallDisk:
+    """A disk that can be full: `Service(..., disk=small_disk.disk)`, then `small_disk.room = 0`."""
+    return SmallDisk()
