@@ -18,14 +18,16 @@ Letters: N rows, E context columns, L half-lives, S numbers read per column, K =
 
 import heapq
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from seqfraud.config import Config
+from seqfraud.cut import Cut
 from seqfraud.schema import Schema
 from seqfraud.table import MISSING, Coded, RowNumbers, by_code, row_type
 
@@ -109,6 +111,10 @@ class ContextTable:
         self.run[:] = (NEVER, 0, NEVER, NEVER)
         self.effects: list[array[int]] = [array("q")]
         """Per row, label effects in order, only ever added to: 4 * time + 2 * (correction) + fraud."""
+        self.names: list[tuple[int, str]] = []
+        """The keys of `rows` in row order, from row 1."""
+        self.cut: Cut[SavedRows] | None = None
+        """Set while a snapshot reads the rows a piece at a time."""
 
     def rows_of(self, values: Sequence[str | None]) -> Int64:
         """int64 [E]: the row of each context column's value, made where it is new."""
@@ -123,6 +129,7 @@ class ContextTable:
                 if row == len(self.newest):
                     self._grow()
                 rows[(column, value)] = row
+                self.names.append((column, value))
                 self.effects.append(array("q"))
             out[column] = row
         return out
@@ -131,6 +138,7 @@ class ContextTable:
         """Forget entities that were made last, and to which nothing happened, until `left` are left."""
         while len(self.rows) > left:
             self.rows.popitem()
+            self.names.pop()
             self.effects.pop()
 
     def _grow(self) -> None:
@@ -156,6 +164,8 @@ class ContextTable:
 
     def add_transaction(self, rows: Int64, time: int, amount: float) -> None:
         """Count a transaction for its entities; one older than an entity's newest is added already decayed."""
+        if self.cut is not None:
+            self.cut.keep(rows.tolist())
         gain = self._gain
         gain[AMOUNT] = amount
         for row in rows.tolist():
@@ -172,6 +182,8 @@ class ContextTable:
 
     def add_label(self, rows: Int64, time: int, fraud: bool) -> None:
         """A label of a transaction of that time takes effect."""
+        if self.cut is not None:
+            self.cut.keep(rows.tolist())
         for row in rows.tolist():
             if row != NO_ENTITY:
                 self.sums[row, FRAUD if fraud else HONEST] += self._known(row, time)
@@ -183,6 +195,8 @@ class ContextTable:
 
         Of several labels of an entity that are alike in time and value, the one that took effect last is taken out.
         """
+        if self.cut is not None:
+            self.cut.keep(rows.tolist())
         for row in rows.tolist():
             if row != NO_ENTITY:
                 known = self._known(row, time)
@@ -203,34 +217,47 @@ class ContextTable:
 
     def restore_rows(self, saved: "SavedRows") -> None:
         """Entities as they were when saved."""
+        if self.cut is not None:
+            self.cut.keep(saved.rows.tolist())
         self.newest[saved.rows], self.sums[saved.rows] = saved.newest, saved.sums
         self.run[saved.rows] = saved.run
         for row, length in zip(saved.rows.tolist(), saved.effects, strict=True):
             del self.effects[row][length:]
 
-    def dump(self) -> dict[str, Any]:
-        """Arrays of every entity for a snapshot; the entities' names are the keys of `rows` in row order."""
-        used = len(self.effects)
-        lengths = np.array([len(e) for e in self.effects], dtype=np.int64)
-        joined = np.concatenate([np.array(e, dtype=np.int64) for e in self.effects])
-        return {
-            "newest": self.newest[:used].copy(),
-            "sums": self.sums[:used].copy(),
-            "run": self.run[:used].copy(),
-            "effect_lengths": lengths,
-            "effects": joined,
-        }
+    def begin_cut(self) -> None:
+        """From here on `copy_rows` gives the rows as they are now."""
+        self.cut = Cut(len(self.effects), lambda row: self.save_rows(np.array([row])))
 
-    def restore(self, names: Sequence[tuple[int, str]], arrays: dict[str, Any]) -> None:
-        """The inverse of `dump`."""
-        used = len(names) + 1
-        while len(self.newest) < used:
+    def copy_rows(self, count: int) -> dict[str, Any]:
+        """Arrays of the next rows of the cut, at most `count`; `effects` has the number of each row's label effects."""
+        assert self.cut is not None
+        begin, end, kept = self.cut.advance(count)
+        out = {name: getattr(self, name)[begin:end].copy() for name in ("newest", "sums", "run")}
+        out["effects"] = np.array([len(e) for e in self.effects[begin:end]], dtype=np.int64)
+        for at, saved in kept:
+            out["newest"][at], out["sums"][at], out["run"][at] = saved.newest[0], saved.sums[0], saved.run[0]
+            out["effects"][at] = saved.effects[0]
+        return out
+
+    def copy_effects(self, spans: Sequence[tuple[int, int, int]]) -> Int64:
+        """Label effects of some rows, joined: (row, begin, end) each. Those of a cut do not change after it."""
+        return np.frombuffer(b"".join([self.effects[row][begin:end] for row, begin, end in spans]), dtype=np.int64)
+
+    def restore_entities(self, names: Sequence[tuple[int, str]], arrays: Mapping[str, Any]) -> None:
+        """More entities in row order, and what `copy_rows` gave of them; row 0, which has no name, comes first."""
+        end = 1 + len(self.names) + len(names)
+        begin = end - len(arrays["newest"])
+        self.rows.update(zip(names, range(end - len(names), end), strict=True))
+        self.names.extend(names)
+        while len(self.newest) < end:
             self._grow()
-        self.rows = {(column, value): row for row, (column, value) in enumerate(names, start=1)}
-        self.newest[:used], self.sums[:used], self.run[:used] = arrays["newest"], arrays["sums"], arrays["run"]
-        ends = np.cumsum(arrays["effect_lengths"])
-        parts = np.split(arrays["effects"], ends[:-1])
-        self.effects = [array("q", part.tobytes()) for part in parts]
+        for name in ("newest", "sums", "run"):
+            getattr(self, name)[begin:end] = arrays[name]
+
+    def restore_effects(self, lengths: Int64, effects: "array[int]") -> None:
+        """The label effects of all rows, joined, and how many each row has [rows]."""
+        ends = np.cumsum(lengths).tolist()
+        self.effects = [effects[begin:end] for begin, end in pairwise([0, *ends])]
 
     def _known(self, row: int, time: int) -> Float64:
         """float64 [L]: what one known transaction of that time is by the entity's newest time."""

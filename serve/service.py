@@ -22,19 +22,25 @@ import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
 from seqfraud.context import ContextTable
-from seqfraud.errors import JournalError, RequestError, RunError
+from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
+from serve.capture import Capture, Early, remember
 from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.labels import LabelBook
 from serve.log import SYSTEM_DISK, Disk
-from serve.snapshot import read_newest, write_snapshot
+from serve.snapshot import Piece, Snapshotter, read_newest, write_snapshot
 from serve.users import UserTable
 
 _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+
+SNAPSHOT_S = 300.0
+"""Seconds between snapshots."""
+SNAPSHOT_RECORDS = 5000
+"""Fewer records are not worth one; a start folds them in within a second."""
 
 
 class Answer(msgspec.Struct):
@@ -76,10 +82,16 @@ class Service:
         clock: Callable[[], int] = system_clock,
         promise: Promise = "process",
         disk: Disk = SYSTEM_DISK,
+        snapshot_every: float | None = SNAPSHOT_S,
+        snapshot_records: int = SNAPSHOT_RECORDS,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
-        With the promise `disk`, what answers `score`, `score_batch` and `add_labels` is on disk before they return.
+        Args:
+            promise: with `disk`, what answers `score`, `score_batch` and `add_labels` is on disk before they return.
+            disk: what writes and syncs.
+            snapshot_every: seconds between snapshots taken while the service runs; None: only `close` takes one.
+            snapshot_records: such a snapshot is taken only if so many records came since the last.
         """
         self.bundle = bundle
         self._clock = clock
@@ -91,6 +103,9 @@ class Service:
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
         self._lock = threading.RLock()
+        self._snapshotting = threading.RLock()
+        """Held while a snapshot is taken, which is before the service's lock, never after it."""
+        self._snapshot_records = snapshot_records
         self._state = state
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
@@ -104,27 +119,21 @@ class Service:
             _check_schema(self._journal, ",".join(manifest.schema.fields), state)
             self._rebuild()
             opened.pop_all()
+        self._snapshotter = (
+            None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
+        )
 
     # ---- start and stop
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
-        manifest = self.bundle.manifest
         _note_context(self._journal, self.bundle)
         reads_alike = _ReadsAlike(self._journal, self.bundle.id)
-        self._context = ContextTable(manifest.context)
-        self._users = UserTable(manifest.graph, manifest.serve.window)
-        self._labels = LabelBook(self._context, self._find)
-        self._early: dict[str, list[LabelRecord]] = {}
-        found = read_newest(self._state, self.bundle.id, self._journal.last_seq)
-        since = 0
-        if found is not None:
-            since = found.seq
-            self._context.restore(found.entities, found.context)
-            self._users.restore(found.users, found.arrays)
-            self._labels.restore(found.labels)
-            for label in found.early:
-                self._early.setdefault(label.transaction_id, []).append(label)
+        since = read_newest(self._state, self.bundle.id, self._journal.last_seq, self._remember)
+        if since is None:
+            since = 0
+            self._remember(iter(()))
+        self._snapshot_seq = since
         count = 0
         for record in self._journal.after(since):
             if isinstance(record, LabelRecord):
@@ -135,6 +144,14 @@ class Service:
         if count:
             _log.info("rebuilt from %d journal records after %d", count, since)
         self._ready = True
+
+    def _remember(self, pieces: Iterator[Piece]) -> None:
+        """Memory from a snapshot's pieces and nothing else."""
+        manifest = self.bundle.manifest
+        self._context = ContextTable(manifest.context)
+        self._users = UserTable(manifest.graph, manifest.serve.window)
+        self._labels = LabelBook(self._context, self._find)
+        self._early: Early = remember(pieces, self._users, self._context, self._labels)
 
     def _replay(self, record: TransactionRecord, as_recorded: bool) -> None:
         """Fold one journalled transaction into memory; its context as recorded, if this bundle defines it alike."""
@@ -159,21 +176,29 @@ class Service:
 
     def close(self) -> None:
         """Write a snapshot and let the state folder go."""
-        with self._lock:
+        self._stop_snapshots()
+        with self._snapshotting, self._lock:
             if self._ready:
                 try:
-                    self.snapshot()
-                except OSError as error:  # it only saves time
+                    self.snapshot(pause=_no_pause)
+                except (OSError, SeqfraudError) as error:  # it only saves time
                     _log.error("no snapshot: %s", error)
                 self.abandon()
 
     def abandon(self) -> None:
         """Let the state folder go without a snapshot, as a crash would."""
         with self._lock:
-            if self._ready:
-                self._ready = False
-                self._journal.close()
-                self._folder_lock.release()
+            if not self._ready:
+                return
+            self._ready = False  # a snapshot that is being taken gets no name any more
+            self._journal.close()
+        self._stop_snapshots()
+        with self._snapshotting:
+            self._folder_lock.release()
+
+    def _stop_snapshots(self) -> None:
+        if self._snapshotter is not None:
+            self._snapshotter.stop()
 
     def __enter__(self) -> "Service":
         return self
@@ -183,29 +208,37 @@ class Service:
     ) -> None:
         self.close()
 
-    def snapshot(self) -> None:
-        """Write memory as of the last record, so that the next start replays only what comes after."""
-        with self._lock:
-            write_snapshot(
-                self._state,
-                self.bundle.id,
-                self._journal.last_seq,
-                users=list(self._users.slots),
-                arrays=self._users.dump(),
-                entities=list(self._context.rows),
-                context=self._context.dump(),
-                labels=self._labels.dump(),
-                early=[record for records in self._early.values() for record in records],
-            )
+    def snapshot(self, pause: Callable[[float], None] = clock_time.sleep) -> None:
+        """Write memory as of the last record, so that the next start replays only what comes after.
+
+        Scoring goes on meanwhile. `pause` gives up the processor for so many seconds between two pieces.
+        """
+        with self._snapshotting:
+            with self._lock:
+                seq = self._journal.last_seq
+                capture = Capture(self._lock, self._users, self._context, self._labels, self._early, pause)
+            try:
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
+            finally:
+                with self._lock:
+                    capture.end()
+            self._snapshot_seq = seq
+
+    def _snapshot_due(self) -> bool:
+        return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
+
+    def _wait_synced(self, seq: int) -> None:
+        """Return once the journal is sure to have a record; a snapshot may not know more than the journal."""
+        self._journal.wait_durable(seq)
+        if not self._ready:
+            raise RunError(f"{self._state}: the service was abandoned while a snapshot was being taken")
 
     # ---- scoring
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        transaction = self._decoder.decode(body)
-        with self._lock:
-            answer, seq = self._encode(self.score_one(transaction)), self._journal.last_seq
-        self._wait_durable(seq)
+        answer = self._encode(self.score_one(self._decoder.decode(body)))
+        self._wait_durable(self._journal.last_seq)
         return answer
 
     def score_batch(self, body: bytes) -> bytes:
@@ -218,8 +251,7 @@ class Service:
         results: list[Answer | dict[str, Any]] = []
         for item in items:
             try:
-                with self._lock:
-                    results.append(self.score_one(self._decoder.decode(item)))
+                results.append(self.score_one(self._decoder.decode(item)))
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
         self._wait_durable(self._journal.last_seq)
@@ -227,10 +259,11 @@ class Service:
 
     def score_one(self, transaction: Transaction) -> Answer:
         """Score, store and commit one transaction; a known id gives the answer of the first time."""
-        self._require_ready()
         try:
-            known = self._journal.transaction(transaction.id)
-            return self._score_new(transaction) if known is None else self._again(known, transaction)
+            with self._lock:
+                self._require_ready()
+                known = self._journal.transaction(transaction.id)
+                return self._score_new(transaction) if known is None else self._again(known, transaction)
         except JournalError as error:
             _log.error("journal: %s", error)
             message = "the transaction could not be stored; nothing changed"
@@ -307,7 +340,7 @@ class Service:
 
             def commit() -> None:
                 users.append(slot, transaction.time, step)
-                users.accepted[slot] += 1
+                users.count(slot)
 
             return Scored(float(step.outputs["probability"][0]), history, False, commit)
         history = self._journal.events_before(transaction.user, transaction.time)
@@ -315,7 +348,7 @@ class Service:
             self._run_step(users.anchor_states(slot))
 
             def count() -> None:
-                users.accepted[slot] += 1
+                users.count(slot)
 
             return Scored(float(step.outputs["probability"][0]), history, True, count)
         place = users.place_of(slot, transaction.time)
@@ -325,7 +358,7 @@ class Service:
 
         def insert() -> None:
             users.insert(slot, place, integers, values, self._sequence)
-            users.accepted[slot] += 1
+            users.count(slot)
 
         return Scored(float(step.outputs["probability"][0]), history, True, insert)
 
@@ -353,23 +386,23 @@ class Service:
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        labels = decode_labels(body)
-        with self._lock:
-            answer, seq = self._encode(self.hear_labels(labels)), self._journal.last_seq
-        self._wait_durable(seq)
+        answer = self._encode(self.hear_labels(decode_labels(body)))
+        self._wait_durable(self._journal.last_seq)
         return answer
 
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
-        self._require_ready()
-        try:
-            counts, records = self._store_labels(labels)
-        except JournalError as error:
-            _log.error("journal: %s", error)
-            raise RequestError(503, "storage_unavailable", "the labels could not be stored; nothing changed") from None
-        for record in records:
-            self._hear(record)
-        return counts
+        with self._lock:
+            self._require_ready()
+            try:
+                counts, records = self._store_labels(labels)
+            except JournalError as error:
+                _log.error("journal: %s", error)
+                message = "the labels could not be stored; nothing changed"
+                raise RequestError(503, "storage_unavailable", message) from None
+            for record in records:
+                self._hear(record)
+            return counts
 
     def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
@@ -402,7 +435,8 @@ class Service:
         """Let a stored label wait for its time."""
         found = self._journal.seq_of(record.transaction_id)
         if found is None or found[0] > record.seq:
-            self._early.setdefault(record.transaction_id, []).append(record)
+            # tuples: a snapshot that is being written shares them
+            self._early[record.transaction_id] = (*self._early.get(record.transaction_id, ()), record)
         else:
             self._labels.said(record.seq, found[0], found[1], record.known_at, record.is_fraud)
 
@@ -476,6 +510,10 @@ def _readable() -> Iterator[None]:
     except JournalError as error:
         _log.error("journal: %s", error)
         raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
+def _no_pause(seconds: float) -> None:
+    """Nobody waits for the processor."""
 
 
 class FolderLock:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from seqfraud.cut import Cut
 from seqfraud.graph import NEXT, GraphSpec
 from seqfraud.runtime import SequenceGraph, StepGraph, unpacked
 
 Array = npt.NDArray[Any]
 FIRST_CAPACITY = 256
+RINGS = ("integers", "values")
 
 
 class UserTable:
@@ -40,6 +42,10 @@ class UserTable:
         for state in spec.states:
             for stage in ("now", "middle", "anchor"):
                 self._shapes[f"{stage}.{state.name}"] = (state.row_shape, np.dtype(state.dtype), state.initial)
+        self.names: list[str] = []
+        """The keys of `slots` in slot order."""
+        self.cut: Cut[dict[str, Array]] | None = None
+        """Set while a snapshot reads the slots a piece at a time."""
         self.arrays: dict[str, Array] = {name: self._block(name, FIRST_CAPACITY) for name in self._shapes}
         self._bind()
 
@@ -68,12 +74,14 @@ class UserTable:
                 }
                 self._bind()
             self.slots[user] = slot
+            self.names.append(user)
         return slot
 
     def forget_newest(self, left: int) -> None:
         """Forget users that were made last, and to whom nothing happened, until `left` are left."""
         while len(self.slots) > left:
             self.slots.popitem()
+            self.names.pop()
 
     def is_late(self, slot: int, time: int) -> bool:
         """Whether an event is older than its user's newest."""
@@ -83,8 +91,16 @@ class UserTable:
         """Whether a late event belongs before the anchor, where nothing can be inserted any more."""
         return bool(self.dropped[slot] and time < self.anchor_time[slot])
 
+    def count(self, slot: int) -> None:
+        """One more transaction of the user was accepted."""
+        if self.cut is not None:
+            self.cut.keep((slot,))
+        self.accepted[slot] += 1
+
     def append(self, slot: int, time: int, step: StepGraph) -> None:
         """Keep the event that the step graph's buffers hold, and the states that it gave."""
+        if self.cut is not None:
+            self.cut.keep((slot,))
         held = int(self.held[slot])
         if held == 2 * self.window:
             self.drop_oldest(slot)
@@ -141,6 +157,8 @@ class UserTable:
 
     def insert(self, slot: int, place: int, integers: Array, values: Array | None, graph: SequenceGraph) -> None:
         """Insert a late event at its place and rebuild the later states."""
+        if self.cut is not None:
+            self.cut.keep((slot,))
         held = int(self.held[slot])
         new = {"integers": np.insert(self.integers[slot, :held], place, integers, axis=0)}
         new["values"] = np.insert(self.values[slot, :held], place, 0 if values is None else values, axis=0)
@@ -181,17 +199,74 @@ class UserTable:
         outputs = graph.run({**inputs, "length": np.array([end - begin]), **states})
         return {s.name: outputs[s.name + NEXT] for s in self.spec.states}
 
-    def dump(self) -> dict[str, Array]:
-        """Copies of the arrays up to the last slot."""
-        return {name: array[: len(self.slots)].copy() for name, array in self.arrays.items()}
+    # ---- snapshots
 
-    def restore(self, users: list[str], arrays: Mapping[str, Array]) -> None:
-        """The inverse of `dump`, with the users in slot order."""
-        self.slots = {user: slot for slot, user in enumerate(users)}
-        room = max(FIRST_CAPACITY, len(users))
-        self.arrays = {}
-        for name in self._shapes:
-            block = self._block(name, room)
-            block[: len(users)] = arrays[name]
-            self.arrays[name] = block
+    def begin_cut(self) -> None:
+        """From here on `copy_slots` gives the slots as they are now."""
+        self.cut = Cut(len(self.slots), self._save)
+
+    def _save(self, slot: int) -> dict[str, Array]:
+        here = slice(slot, slot + 1)
+        used = self._used(self.held[here], self.dropped[here])
+        return {name: _packed(self._rows(name, here), used[name]) for name in self.arrays}
+
+    def _used(self, held: Array, dropped: Array) -> dict[str, Array]:
+        """How many rows of each array are in use by each user [N]; the others are as they were made, or left over."""
+        stages = {"middle": held >= self.window, "anchor": dropped > 0}
+        used = {name: stages.get(name.partition(".")[0], np.ones(len(held))).astype(np.int64) for name in self.arrays}
+        return used | dict.fromkeys(RINGS, held)
+
+    def _rows(self, name: str, slots: slice) -> Array:
+        """A view [N, rows per user, ...] of an array: of the rings many rows, else one."""
+        array = self.arrays[name][slots]
+        return array if name in RINGS else array[:, None]
+
+    def copy_slots(self, count: int) -> dict[str, Array]:
+        """The next slots of the cut, at most `count`: of each array [sum of the rows in use, ...] what is in use."""
+        assert self.cut is not None
+        begin, end, kept = self.cut.advance(count)
+        slots = slice(begin, end)
+        held, dropped = self.held[slots].copy(), self.dropped[slots].copy()
+        for at, saved in kept:
+            held[at], dropped[at] = saved["held"][0], saved["dropped"][0]
+        out = {}
+        for name, used in self._used(held, dropped).items():
+            packed = out[name] = _packed(self._rows(name, slots), used)
+            ends = np.cumsum(used)
+            for at, saved in kept:
+                packed[ends[at] - used[at] : ends[at]] = saved[name]
+        return out
+
+    def make_room(self, users: int) -> None:
+        """Arrays for so many users, for an empty table."""
+        room = FIRST_CAPACITY
+        while room < users:
+            room *= 2
+        self.arrays = {name: self._block(name, room) for name in self._shapes}
         self._bind()
+
+    def restore_slots(self, users: list[str], arrays: Mapping[str, Array]) -> None:
+        """More users in slot order, and what `copy_slots` gave of them; there has to be room."""
+        slots = slice(len(self.names), len(self.names) + len(users))
+        self.slots.update(zip(users, range(slots.start, slots.stop), strict=True))
+        self.names.extend(users)
+        for name, used in self._used(arrays["held"], arrays["dropped"]).items():
+            _unpack(self._rows(name, slots), used, arrays[name])
+
+
+def _packed(rows: Array, used: Array) -> Array:
+    """The first rows [N, rows per user, ...] of each user, as many as used [N] says, one after the other; a copy."""
+    most = int(used.max(initial=0))
+    if most == used.min(initial=most):
+        return rows[:, :most].copy().reshape(len(rows) * most, *rows.shape[2:])
+    packed: Array = rows[:, :most][np.arange(most) < used[:, None]]
+    return packed
+
+
+def _unpack(rows: Array, used: Array, packed: Array) -> None:
+    """The inverse of `_packed`, into `rows`."""
+    most = int(used.max(initial=0))
+    if most == used.min(initial=most):
+        rows[:, :most] = packed.reshape(len(rows), most, *rows.shape[2:])
+    else:
+        rows[:, :most][np.arange(most) < used[:, None]] = packed

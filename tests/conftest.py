@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.drawn import CARDS, PLAIN, RICH, drawn_bundle
 from seqfraud.bundle import Bundle
 from seqfraud.config import parse_config
+from seqfraud.context import NEVER
+from serve.labels import FOREVER, SETTLED, LabelBook
 from serve.log import Disk
 from serve.service import Service
 
@@ -75,41 +76,58 @@ def memory_of() -> Callable[[Service], dict[str, Any]]:
 
 
 def _memory_of(service: Service) -> dict[str, Any]:
-    users, context, labels = service._users, service._context, service._labels
-    arrays = users.dump()
+    users, context = service._users, service._context
+    assert users.names == list(users.slots)
+    assert users.cut is None
     by_user = {}
     for user, slot in users.slots.items():
-        held = int(arrays["held"][slot])
-        mine = {name: array[slot] for name, array in arrays.items()}
+        held = int(users.held[slot])
+        mine = {name: array[slot] for name, array in users.arrays.items()}
         for ring in ("integers", "values"):
             mine[ring] = mine[ring][:held]
         by_user[user] = {name: array.tobytes() for name, array in mine.items()}
     by_entity = {}
+    assert context.names == list(context.rows)
     for key, row in context.rows.items():
-        saved = context.save_rows(np.array([row]))
-        parts = (saved.newest, saved.sums, saved.run, np.array(saved.effects[0], dtype=np.int64))
+        parts = (context.newest[row], context.sums[row], context.run[row], context.effects[row])
         by_entity[key] = tuple(part.tobytes() for part in parts)
     return {
         "users": by_user,
         "entities": by_entity,
-        "pending": sorted(labels.heap),
-        "open": {seq: (o.time, o.rows.tolist(), o.effective) for seq, o in labels.open.items()},
-        "frauds": set(labels.frauds),
-        "early": {identity: list(records) for identity, records in service._early.items()},
+        **_labels_of(service._labels),
+        "early": dict(service._early),
         "last_seq": service.journal.last_seq,
+    }
+
+
+@pytest.fixture(scope="session")
+def labels_of() -> Callable[[LabelBook], dict[str, Any]]:
+    """`labels_of(book)`: everything that a book of labels keeps, whichever way."""
+    return _labels_of
+
+
+def _labels_of(book: LabelBook) -> dict[str, Any]:
+    places = [p for p in range(book.open.first, book.open.end) if book.open.effective(p) != SETTLED]
+    queue: list[int] = []  # as the book walks it
+    newest = NEVER
+    for place in range(book._head, book.open.end):
+        if book.open.time(place) >= newest:
+            queue.append(place)
+            newest = book.open.time(place)
+    assert book._silence == (book.open.time(queue[0]) + book._delay if queue else FOREVER)
+    return {
+        "pending": sorted([*book.heap, *(book._silent(book.open.seq(p), book.open.time(p)) for p in queue)]),
+        "open": {
+            book.open.seq(p): (book.open.time(p), book.open.rows(p).tolist(), book.open.effective(p)) for p in places
+        },
+        "frauds": set(book.frauds),
     }
 
 
 @pytest.fixture(scope="session")
 def crash() -> Callable[[Service], None]:
     """`crash(service)`: what a killed process leaves: no snapshot, the journal as it is, the folder free."""
-
-    def abandon(service: Service) -> None:
-        service._journal.close()
-        service._folder_lock.release()
-        service._ready = False
-
-    return abandon
+    return Service.abandon
 
 
 class SmallDisk:

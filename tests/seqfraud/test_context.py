@@ -5,6 +5,7 @@ The reference keeps every increment of every entity and recomputes every number 
 
 import heapq
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -565,11 +566,18 @@ def test_saved_rows_take_back_what_came_next() -> None:
     assert named(SPEC, table.read(rows, 20_000))["merchant.run_length"] == 3.0
 
 
-def test_a_dump_restores_to_the_same_table() -> None:
+def test_a_copy_restores_to_the_same_table() -> None:
     table, rows = some_table()
     table.correct_label(rows, 0, False)
     again = ContextTable(SPEC, capacity=1)
-    again.restore(list(table.rows), table.dump())
+    table.begin_cut()
+    first, second = table.copy_rows(2), table.copy_rows(9)
+    again.restore_entities(table.names[:1], first)
+    again.restore_entities(table.names[1:], second)
+    lengths = np.concatenate([first["effects"], second["effects"]])
+    effects = table.copy_effects([(0, 0, 0), (1, 0, 1), (1, 1, 4), (2, 0, 4)])
+    again.restore_effects(lengths, array("q", effects.tobytes()))
+    table.cut = None
     for both in (table, again):
         assert both.rows_of(("a", "x")).tolist() == rows.tolist()
         both.correct_label(rows, 5_000, True)

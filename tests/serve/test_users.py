@@ -224,20 +224,23 @@ def test_the_newest_users_can_be_forgotten_and_come_back_as_new():
     twin.check("cid")
 
 
-def test_dump_and_restore_go_on_the_same():
+def test_copied_and_restored_users_go_on_the_same():
     twin = Twin()
     for n in range(11):
         for user in ("ann", "bob"):
             twin.add(user, event(n, n if user == "ann" else 2 * n))
-    dumped = twin.table.dump()
     users = list(twin.table.slots)
     again = Twin()
-    again.table.restore(users, dumped)
+    again.table.make_room(len(users))
+    twin.table.begin_cut()
+    for user in users:
+        again.table.restore_slots([user], twin.table.copy_slots(1))
+    twin.table.cut = None
     again.ring, again.dropped = (
         {user: list(events) for user, events in part.items()} for part in (twin.ring, twin.dropped)
     )
     for array in twin.table.arrays.values():
-        array[...] = 0  # a dump is a copy
+        array[...] = 0  # these were copies
     for user in users:
         again.check(user)
         again.add(user, event(8, 5))
