@@ -33,7 +33,7 @@ COMMANDS = {
     "baselines": Command("training.commands", "baselines", "Models without a sequence on the same rows, compared."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),
     "verify": Command("seqfraud.commands", "verify", "Every check of a bundle that needs no torch."),
-    "score": Command("seqfraud.commands", "score", "Score a file in arrival order."),
+    "score": Command("serve.commands", "score", "Score a file, or a journal, in arrival order."),
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),

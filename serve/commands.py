@@ -1,4 +1,4 @@
-"""`seqfraud load`, `seqfraud serve`, `seqfraud repair` and `seqfraud replay`."""
+"""`seqfraud score`, `seqfraud load`, `seqfraud serve`, `seqfraud repair` and `seqfraud replay`."""
 
 import logging
 import sys
@@ -19,6 +19,47 @@ DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Promise = Literal["process", "disk"]
 TimeOption = Annotated[str | None, typer.Option(help="ISO 8601 time.", metavar="TIME")]
+
+
+def score(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.", metavar="BUNDLE")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    data: Annotated[Path | None, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Score the journal of this state folder, in its order, instead of a file.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1)] = 2,
+    json: JsonOption = False,
+) -> None:
+    """Score in arrival order: transaction_id, fraud_probability, is_fraud, decision.
+
+    Rows of a file that repeat an id count once, as the service would have it. With --state everything that a service
+    accepted is scored again from its journal, which must give what it answered; the service may be running.
+
+    Example: seqfraud score bundle transactions.parquet --out scores.parquet
+    """
+    from seqfraud.bulk import read_with_report, score_table, write_scores
+
+    if (data is None) == (state is None):
+        raise ConfigError("score: expected a file or --state, one of them")
+    opened = open_bundle(bundle)
+    summary: dict[str, object] = {"model": opened.id}
+    if state is not None:
+        from serve.offline import score_journal
+
+        ids, probability = score_journal(opened, state, threads)
+    else:
+        assert data is not None
+        table, summary["cleaning"] = read_with_report(opened, data)
+        print_cleaning(summary["cleaning"])
+        with bar("scoring", len(table)) as progress:
+            probability = score_table(opened, table, threads, progress.advance)
+        ids = table.id_texts()
+    flagged = write_scores(out, ids, probability, opened.manifest.thresholds)
+    if json:
+        print_json({**summary, "rows": len(ids), "is_fraud": flagged, "out": str(out)})
+    else:
+        print(f"{len(ids):,} transactions scored with {opened.id}, {flagged:,} flagged: {out}")
 
 
 def load(

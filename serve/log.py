@@ -175,6 +175,29 @@ def walk(data: bytes, offset: int, seq: int | None) -> Iterator[Frame]:
         seq, before, offset = first + count, own, stop + _LINK.size
 
 
+def read_frames(folder: Path) -> Iterator[Frame]:
+    """Every whole frame of a log that a service may be writing to meanwhile; nothing is changed, no index is needed.
+
+    What is torn off or being written at the end is left out. RunError where anything else is not whole.
+    """
+    files = sorted(folder.glob("*.log"))
+    seq, before = BEGINNING.seq, BEGINNING.link
+    for number, file in enumerate(files, start=1):
+        data = file.read_bytes()
+        try:
+            head = read_header(data[:HEADER_BYTES], str(file))
+            if (head.seq, head.link) != (seq, before):
+                raise BadFrameError(
+                    0, f"it follows record {head.seq - 1}, the file before it ends with record {seq - 1}"
+                )
+            for frame in walk(data, HEADER_BYTES, seq):
+                seq, before = frame.seq + frame.taken, frame.link
+                yield frame
+        except BadFrameError as bad:
+            if number < len(files):
+                raise RunError(f"{file}, byte {bad.offset}, after record {seq - 1}: {bad.reason}") from bad
+
+
 class Log:
     """The end of a log that was found whole: append, sync, read.
 

@@ -95,7 +95,7 @@ def _memory_of(service: Service) -> dict[str, Any]:
         "users": by_user,
         "entities": by_entity,
         **_labels_of(service._labels),
-        "early": dict(service._early),
+        "early": dict(service._memory.early),
         "last_seq": service.journal.last_seq,
     }
 

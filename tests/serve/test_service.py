@@ -312,7 +312,7 @@ def test_what_was_stored_but_not_answered_is_a_duplicate_for_the_retry(cards, tm
     service = Service(cards, tmp_path)
     score(service, id="t0")
     with monkeypatch.context() as patched:
-        patched.setattr(service, "_settle", broken)  # the process dies after the record, before the answer
+        patched.setattr(service._memory, "settle", broken)  # the process dies after the record, before the answer
         with pytest.raises(RequestError):
             score(service)
     crash(service)
