@@ -92,8 +92,10 @@ class CleaningConfig:
     bad_row: Literal["drop", "error"] = "drop"
     """No user, no id, no time or an unreadable one."""
     bad_number: Literal["missing", "drop", "error"] = "missing"
-    """Text where a number should be, infinite, or beyond what float32 holds."""
+    """Text where a number should be, infinite, or beyond what float32 holds. The service refuses such transactions
+    whatever is said here: who sends one can mend it."""
     missing_number: Literal["keep", "drop", "error"] = "keep"
+    """With "drop" or "error" the service refuses such transactions too, else where training saw none missing."""
     negative_amount: Literal["keep", "drop", "error"] = "keep"
     """With "drop" or "error" the service refuses such transactions too."""
     bad_label: Literal["unknown", "drop", "error"] = "unknown"

@@ -41,7 +41,7 @@ from seqfraud.config import (
 )
 from seqfraud.errors import ConfigError, DataError, SeqfraudError
 from seqfraud.files import replaced_file
-from seqfraud.reading import column_names, data_files, read_transactions
+from seqfraud.reading import CSV_FORMAT, column_names, csv_error, csv_texts, data_files, read_transactions
 from seqfraud.schema import schema_of
 from training.split import rows_of, split_of
 
@@ -58,8 +58,6 @@ Progress = Callable[[int], None]
 
 SAMPLE_ROWS = 1_000_000
 """Files with more rows are judged by a random sample of at most so many; memory depends on this and not on the file."""
-CSV_NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-"""What `seqfraud.reading` takes for a missing cell of a CSV file."""
 READABLE = 0.98
 """Share of a column's texts that must read as numbers, times or addresses for the column to be of that kind."""
 FEW_VALUES = 1000
@@ -307,20 +305,21 @@ def _batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
     files = data_files(path)
     try:
         if files[0].name.endswith((".csv", ".csv.gz")):
-            convert = pa.csv.ConvertOptions(
-                column_types={name: pa.string() for name in names},
-                include_columns=names,
-                strings_can_be_null=True,
-                null_values=list(CSV_NULLS),
-            )
             for file in files:
-                with pa.csv.open_csv(file, convert_options=convert) as reader:
-                    yield from reader
+                yield from _csv_batches(file, names)
         else:
             parquet = pa.dataset.dataset([str(file) for file in files], format="parquet")
             yield from parquet.to_batches(batch_size=65_536)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError, OSError) as error:
         raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _csv_batches(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pa.csv.open_csv(file, parse_options=CSV_FORMAT, convert_options=csv_texts(names)) as reader:
+            yield from reader
+    except (pa.ArrowInvalid, OSError) as error:
+        raise csv_error(file, error, names) from error
 
 
 def _sample(batches: Iterator[pa.RecordBatch], limit: int, progress: Progress) -> tuple[pa.Table | None, int]:
