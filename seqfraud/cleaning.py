@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.canonical import LARGEST_NUMBER, TIME_WORDS, network_of
-from seqfraud.config import CleaningConfig
+from seqfraud.config import CleaningConfig, duration_words
 from seqfraud.errors import DataError
 from seqfraud.reading import BEYOND, EXAMPLES, Problem
 from seqfraud.table import MISSING, Coded, Transactions
@@ -169,7 +169,7 @@ def _note_order(table: Transactions, report: CleaningReport) -> None:
     newest = np.maximum.accumulate(table.time)
     rows = np.r_[False, table.time[1:] < newest[:-1]]
     if rows.any():
-        examples = _examples(rows, table, lambda i: f"{int(newest[i] - table.time[i]) / 1000:g} s late")
+        examples = _examples(rows, table, lambda i: f"{duration_words(int(newest[i] - table.time[i]))} late")
         report.add(Problem("out of order", table.schema.time, rows, examples), "sorted by time")
 
 

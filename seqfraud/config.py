@@ -38,6 +38,14 @@ def parse_duration(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2]])
 
 
+def duration_words(ms: float) -> str:
+    """A duration for people, rounded, in the largest unit that fits twice."""
+    for unit, size in (("d", DAY_MS), ("h", HOUR_MS), ("min", MINUTE_MS)):
+        if ms >= 2 * size:
+            return f"{ms / size:.0f} {unit}"
+    return f"{ms / SECOND_MS:.0f} s"
+
+
 def parse_instant(text: str) -> int:
     """Milliseconds since the epoch of an ISO 8601 date or time; without a zone it is UTC. Raises ValueError."""
     try:
