@@ -123,6 +123,8 @@ LONGITUDE_WORDS = ("long", "lon", "lng", "longitude")
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SHORTEST_PART = 4
 """Shorter words count only as a whole token: "card" is in "cardholder", "cc" is not in "account"."""
+_WHOLE = ("count",)
+"""Longer words that count only as a whole token, too: others hold them by chance, such as "account" and "country"."""
 
 
 def tokens_of(name: str) -> list[str]:
@@ -134,7 +136,8 @@ def says(name: str, words: Iterable[str]) -> bool:
     """Whether a name has one of the words as a token, or, for longer ones, as a token's beginning or end."""
     tokens = tokens_of(name)
     return any(
-        token == word or (len(word) >= _SHORTEST_PART and (token.startswith(word) or token.endswith(word)))
+        token == word
+        or (len(word) >= _SHORTEST_PART and word not in _WHOLE and (token.startswith(word) or token.endswith(word)))
         for word in words
         for token in tokens
     )
@@ -251,6 +254,9 @@ class Inspection:
         """Whether two columns are equal up to spelling: the same rows have equal values."""
         if a.distinct != b.distinct or a.nulls != b.nulls or a.distinct < 2:
             return False
+        if a.unique:  # any two such columns have a group for each row
+            one, other = self.values.get(a.name), self.values.get(b.name)
+            return one is not None and other is not None and bool(np.array_equal(one, other, equal_nan=True))
         return self._pairs(a.name, b.name) == a.distinct + (a.nulls > 0)
 
     def constant_within(self, column: ColumnFacts, user: str) -> bool:
@@ -441,6 +447,8 @@ def _number_kind(figures: Floats) -> Kind:
 def _read_texts(values: pa.Array, counts: npt.NDArray[np.int64]) -> tuple[Kind, Floats | None, dict[str, float]]:
     """Kind of texts, their figures [D] where they have some, and the shares of rows that could be read as each kind."""
     shares = {}
+    if len(values) <= 4 and {text.lower() for text in values.to_pylist()} <= {"true", "false"}:
+        return "boolean", np.array([float(text.lower() == "true") for text in values.to_pylist()]), {"number": 1.0}
     readers: tuple[tuple[str, Callable[[pa.Array], Floats]], ...] = (("number", _numbers), ("time", _times))
     for name, reader in readers:
         shares[name], figures = _share_read(values, counts, reader)
@@ -810,7 +818,7 @@ class _Draft:
 
     def leave_out(self, facts: ColumnFacts) -> None:
         """Leave out what holds nothing, repeats another column or gives the answer away."""
-        why = _useless(facts) or self._repeated(facts) or self._leak(facts)
+        why = self._repeated(facts) or _useless(facts) or self._leak(facts)
         if why:
             self.give(facts, "left out", why)
 
@@ -1193,7 +1201,6 @@ def check(config: Config, data: Path) -> Check:
 # --- TOML -----------------------------------------------------------------------------------------
 
 WIDTH = 118
-LABEL_EXAMPLE = "is_fraud"
 
 
 def to_toml(proposal: Proposal, folder: Path, checked: Check | None = None) -> str:
@@ -1238,7 +1245,7 @@ def _data_lines(proposal: Proposal, folder: Path) -> list[str]:
     missing = "No label was found. Training needs a column of 0 (honest) and 1 (fraud); put its name here:"
     lines += _key(proposal, "label", "label", missing)
     if proposal.one("label") is None:
-        lines.append(f'# label = "{LABEL_EXAMPLE}"')
+        lines.append('# label = "is_fraud"')
     lines += _key(proposal, "label_known_at", "label known at", "")
     source = "nine of ten in the column above" if proposal.one("label known at") else "assumed, the file does not say"
     lines += _comment(f"How long after its transaction a fraud is known ({source}). It sets the gap before the test "
