@@ -23,21 +23,29 @@ def simulate(
     users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
     days: Annotated[int, typer.Option(help="Number of days.")] = 120,
     seed: Annotated[int, typer.Option(help="Same seed, same transactions.")] = 7,
+    drift: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND@DATE[:FACTOR[:FRAUD_KIND]]",
+            help="A change from a date on, may be given several times: inflation@2025-04-01:1.2 multiplies amounts, "
+            "new_pattern@2025-04-01 begins a kind of fraud not seen before, fraud_rate@2025-04-01:3:test_burst makes "
+            "one kind more frequent.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make transactions with fraud that depends on history, merchant compromises and plain large amounts.
 
-    Example: seqfraud simulate --out transactions.parquet --users 2000 --days 120
-    """
-    from training.simulate import Simulation, simulate_to
+    The first day is 2025-01-01.
 
+    Example: seqfraud simulate --out transactions.parquet --users 2000 --days 120 --drift new_pattern@2025-04-01
+    """
+    from training.simulate import Simulation, parse_drift, simulate_to
+
+    settings = Simulation(users=users, days=days, seed=seed, drift=tuple(parse_drift(text) for text in drift or ()))
     out.parent.mkdir(parents=True, exist_ok=True)
     with bar("simulating", None) as progress:
-        summary = simulate_to(
-            Simulation(users=users, days=days, seed=seed),
-            out,
-            lambda done, of: progress.show(done, f"simulating /{of}"),
-        )
+        summary = simulate_to(settings, out, lambda done, of: progress.show(done, f"simulating /{of}"))
     if json:
         print_json({name: str(value) if name in ("first", "last") else value for name, value in vars(summary).items()})
         return
