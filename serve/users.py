@@ -7,6 +7,8 @@ at its place in the ring and the later state rebuilt from the anchor with sequen
 Letters: N slots, W window, C, F, K as in the graph.
 """
 
+import math
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +22,8 @@ from seqfraud.runtime import SequenceGraph, StepGraph, unpacked
 Array = npt.NDArray[Any]
 FIRST_CAPACITY = 256
 RINGS = ("integers", "values")
+STRETCH = 4096
+"""Slots that are copied at a time when the table grows."""
 
 
 class UserTable:
@@ -51,8 +55,12 @@ class UserTable:
 
     def _block(self, name: str, rows: int) -> Array:
         shape, dtype, initial = self._shapes[name]
-        # zeros are not touched until they are written, so that empty rings cost no memory
-        return np.zeros((rows, *shape), dtype) if initial == 0 else np.full((rows, *shape), initial, dtype)
+        if initial != 0:
+            return np.full((rows, *shape), initial, dtype)
+        if name in RINGS:
+            # event by event in memory: rings that are short everywhere leave whole pages untouched, which cost nothing
+            return _untouched((shape[0], rows, *shape[1:]), dtype).swapaxes(0, 1)
+        return _untouched((rows, *shape), dtype)
 
     def _bind(self) -> None:
         a = self.arrays
@@ -69,13 +77,22 @@ class UserTable:
         if slot is None:
             slot = len(self.slots)
             if slot == len(self.accepted):
-                self.arrays = {
-                    name: np.concatenate([array, self._block(name, len(array))]) for name, array in self.arrays.items()
-                }
-                self._bind()
+                self._grow()
             self.slots[user] = slot
             self.names.append(user)
         return slot
+
+    def _grow(self) -> None:
+        size = len(self.accepted)
+        grown = {name: self._block(name, 2 * size) for name in self._shapes}
+        for begin in range(0, size, STRETCH):
+            end = begin + STRETCH
+            masks = self._in_use(self.held[begin:end], self.dropped[begin:end])
+            for name, array in self.arrays.items():
+                mask = masks.get(name)
+                _put(grown[name][begin : min(end, size)], mask, _taken(array[begin:end], mask))
+        self.arrays = grown
+        self._bind()
 
     def forget_newest(self, left: int) -> None:
         """Forget users that were made last, and to whom nothing happened, until `left` are left."""
@@ -199,6 +216,12 @@ class UserTable:
         outputs = graph.run({**inputs, "length": np.array([end - begin]), **states})
         return {s.name: outputs[s.name + NEXT] for s in self.spec.states}
 
+    def _in_use(self, held: Array, dropped: Array) -> dict[str, Array]:
+        """Masks of the arrays that are partly in use, [N] or [N, events]; the rest is as it was made, or left over."""
+        by_stage = {"middle": held >= self.window, "anchor": dropped > 0}
+        masks = {f"{stage}.{s.name}": mask for stage, mask in by_stage.items() for s in self.spec.states}
+        return masks | dict.fromkeys(RINGS, np.arange(2 * self.window + 1) < held[:, None])
+
     # ---- snapshots
 
     def begin_cut(self) -> None:
@@ -206,35 +229,25 @@ class UserTable:
         self.cut = Cut(len(self.slots), self._save)
 
     def _save(self, slot: int) -> dict[str, Array]:
-        here = slice(slot, slot + 1)
-        used = self._used(self.held[here], self.dropped[here])
-        return {name: _packed(self._rows(name, here), used[name]) for name in self.arrays}
-
-    def _used(self, held: Array, dropped: Array) -> dict[str, Array]:
-        """How many rows of each array are in use by each user [N]; the others are as they were made, or left over."""
-        stages = {"middle": held >= self.window, "anchor": dropped > 0}
-        used = {name: stages.get(name.partition(".")[0], np.ones(len(held))).astype(np.int64) for name in self.arrays}
-        return used | dict.fromkeys(RINGS, held)
-
-    def _rows(self, name: str, slots: slice) -> Array:
-        """A view [N, rows per user, ...] of an array: of the rings many rows, else one."""
-        array = self.arrays[name][slots]
-        return array if name in RINGS else array[:, None]
+        held = self.held[slot]
+        return {name: (a[slot, :held] if name in RINGS else a[slot]).copy() for name, a in self.arrays.items()}
 
     def copy_slots(self, count: int) -> dict[str, Array]:
-        """The next slots of the cut, at most `count`: of each array [sum of the rows in use, ...] what is in use."""
+        """The next slots of the cut, at most `count`: of each array [N, ...], or of what is in use of it [n, ...]."""
         assert self.cut is not None
         begin, end, kept = self.cut.advance(count)
-        slots = slice(begin, end)
-        held, dropped = self.held[slots].copy(), self.dropped[slots].copy()
+        held, dropped = self.held[begin:end].copy(), self.dropped[begin:end].copy()
         for at, saved in kept:
-            held[at], dropped[at] = saved["held"][0], saved["dropped"][0]
-        out = {}
-        for name, used in self._used(held, dropped).items():
-            packed = out[name] = _packed(self._rows(name, slots), used)
-            ends = np.cumsum(used)
-            for at, saved in kept:
-                packed[ends[at] - used[at] : ends[at]] = saved[name]
+            held[at], dropped[at] = saved["held"], saved["dropped"]
+        masks = self._in_use(held, dropped)
+        out = {name: _taken(array[begin:end], masks.get(name)) for name, array in self.arrays.items()}
+        if kept:
+            ones = np.ones((end - begin, 1), dtype=bool)
+            for name, copied in out.items():
+                used = masks.get(name, ones).reshape(end - begin, -1).sum(axis=1)
+                ends = np.cumsum(used)
+                for at, saved in kept:
+                    copied[ends[at] - used[at] : ends[at]] = saved[name]
         return out
 
     def make_room(self, users: int) -> None:
@@ -250,23 +263,40 @@ class UserTable:
         slots = slice(len(self.names), len(self.names) + len(users))
         self.slots.update(zip(users, range(slots.start, slots.stop), strict=True))
         self.names.extend(users)
-        for name, used in self._used(arrays["held"], arrays["dropped"]).items():
-            _unpack(self._rows(name, slots), used, arrays[name])
+        masks = self._in_use(arrays["held"], arrays["dropped"])
+        for name, array in self.arrays.items():
+            _put(array[slots], masks.get(name), arrays[name])
 
 
-def _packed(rows: Array, used: Array) -> Array:
-    """The first rows [N, rows per user, ...] of each user, as many as used [N] says, one after the other; a copy."""
-    most = int(used.max(initial=0))
-    if most == used.min(initial=most):
-        return rows[:, :most].copy().reshape(len(rows) * most, *rows.shape[2:])
-    packed: Array = rows[:, :most][np.arange(most) < used[:, None]]
-    return packed
+def _taken(array: Array, mask: Array | None) -> Array:
+    """A copy of what a mask says of an array, or of all of it."""
+    if mask is None:
+        return array.copy()
+    rest = array.shape[mask.ndim :]
+    if math.prod(rest) == 0:
+        return array[mask]
+    taken = _items(array, mask.ndim)[mask]
+    return taken.view(array.dtype).reshape(len(taken), *rest)
 
 
-def _unpack(rows: Array, used: Array, packed: Array) -> None:
-    """The inverse of `_packed`, into `rows`."""
-    most = int(used.max(initial=0))
-    if most == used.min(initial=most):
-        rows[:, :most] = packed.reshape(len(rows), most, *rows.shape[2:])
-    else:
-        rows[:, :most][np.arange(most) < used[:, None]] = packed
+def _put(array: Array, mask: Array | None, values: Array) -> None:
+    """The inverse: write values where a mask says, or everywhere."""
+    if mask is None:
+        array[...] = values
+    elif values.size:
+        _items(array, mask.ndim)[mask] = _items(values, 1)
+
+
+def _items(array: Array, axes: int) -> Array:
+    """A view with the first axes only: what lies behind them is one item, which NumPy copies several times as fast."""
+    shape, width = array.shape[:axes], math.prod(array.shape[axes:])
+    return array.reshape(*shape, width, copy=False).view(np.dtype((np.void, width * array.itemsize)))[..., 0]
+
+
+def _untouched(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros whose memory is given by the system in small pages, when they are written; NumPy asks for huge pages."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size == 0:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)

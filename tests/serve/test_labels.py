@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqfraud.context import ContextSpec, ContextTable
-from serve.labels import FRAUD, SAID, SILENCE, LabelBook, Sequences
+from serve.labels import FRAUD, SAID, SILENCE, LabelBook, LabelDump, Sequences
 
 DELAY = 100
 SPEC = ContextSpec(("merchant", "device"), (50, 1000), DELAY)
@@ -53,11 +53,15 @@ def restored(world: World) -> World:
     world.table.cut = None
     again.table.restore_entities(world.table.names, arrays)
     again.table.restore_effects(arrays["effects"], effects)
-    for columns in dumped.open:
-        again.book.restore_open(columns)
-    again.book.restore_said([entry for entry in dumped.heap if entry[3] == SAID])
-    again.book.frauds = Sequences(dumped.frauds)
+    remember_book(again, dumped)
     return again
+
+
+def remember_book(world: World, dumped: LabelDump) -> None:
+    for columns in dumped.open:
+        world.book.restore_open(columns)
+    world.book.restore_said([entry for entry in dumped.heap if entry[3] == SAID])
+    world.book.frauds = Sequences(dumped.frauds)
 
 
 @pytest.fixture(scope="session")
@@ -236,3 +240,25 @@ def test_dump_and_restore_go_on_the_same(dump):
     for each in (world, again):
         each.book.advance(10**6)
     assert dump(again) == dump(world)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.lists(operation, min_size=3, max_size=60), st.data())
+def test_a_dump_is_of_its_moment_whatever_happens_before_it_is_read(dump, operations, data):
+    world = World()
+    moment = data.draw(st.integers(0, len(operations)))
+    now = 1000
+    for number, (kind, a, b, c) in enumerate([*operations, ("end", 0, 0, None)], start=1):
+        if number == moment + 1:
+            before, dumped = dump(world), world.book.dump()
+        now += 10 if kind == "new" else 0
+        if kind == "new":
+            world.transaction(number, now - a, b, c)
+        elif kind == "label" and world.known:
+            world.label(number, sorted(world.known)[a % len(world.known)], now + 10 * b, c)
+        elif kind == "advance":
+            world.book.advance(now + 10 * a)
+    again = World()
+    remember_book(again, dumped)
+    for part in ("open", "pending", "frauds"):
+        assert dump(again)[part] == before[part]

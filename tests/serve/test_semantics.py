@@ -8,10 +8,12 @@ whole history. hypothesis and seeded random walks drive both with the same arriv
 import json
 import os
 import random
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,10 @@ from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, initial_states
 from seqfraud.sequences import encode
 from seqfraud.vocabulary import UNSEEN
+from serve.capture import Capture
 from serve.load import load
 from serve.service import Service
+from serve.snapshot import Piece, read_newest, write_snapshot
 
 MINUTE = 60_000
 STEP = 20 * MINUTE
@@ -429,6 +433,56 @@ def test_a_restart_changes_nothing(cards, graph, memory_of, crash, arrivals, dat
             if kind != "end":
                 compare(service, reference, kind, content)
         service.close()
+
+
+@pytest.fixture(scope="module")
+def small_pieces() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        for size, count in (("SLOTS", 1), ("ROWS", 2), ("EFFECTS", 3)):
+            patched.setattr(f"serve.capture.{size}", count)
+        yield
+
+
+def no_pause(seconds: float) -> None:
+    pass
+
+
+def fails(*_: Any) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+@relaxed
+@given(st.lists(arrival(), min_size=5, max_size=60), st.data())
+def test_a_snapshot_is_of_one_moment_whatever_happens_while_it_is_taken(
+    cards, small_pieces, memory_of, arrivals, data
+):
+    """Users, entities and labels that come, change and are taken back between its pieces."""
+    asked = requests(arrivals)
+    begin = data.draw(st.integers(0, len(asked) - 1))
+    with (
+        tempfile.TemporaryDirectory(dir=RAM) as a,
+        tempfile.TemporaryDirectory(dir=RAM) as b,
+        opened(cards, a) as service,
+        opened(cards, b) as again,
+    ):
+        for kind, content in asked[:begin]:
+            ask(service, kind, content)
+        before, seq = memory_of(service), service.journal.last_seq
+        capture = Capture(service._lock, service._users, service._context, service._labels, service._early, no_pause)
+        coming = capture.pieces()
+        pieces: list[Piece] = []
+        for kind, content in asked[begin:]:
+            pieces += islice(coming, data.draw(st.integers(0, 3)))
+            with pytest.MonkeyPatch.context() as patched:
+                if data.draw(st.sampled_from([False, False, True])):
+                    patched.setattr(service.journal, "append_transaction", fails)
+                ask(service, kind, content)
+        pieces += coming
+        capture.end()
+        write_snapshot(Path(b), cards.id, seq, pieces)
+        assert read_newest(Path(b), cards.id, seq, again._remember) == seq
+        assert {**memory_of(again), "last_seq": seq} == before
+        memory_of(service)  # which sees that it is in order, too
 
 
 # ---- batches

@@ -1,5 +1,6 @@
 """Ring, anchor and middle of each user, with integer ramps and graphs whose state spells out the events it has seen."""
 
+import random
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,42 @@ def test_copied_and_restored_users_go_on_the_same():
         again.check(user)
     again.add("cid", event(1))
     again.check("cid")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_copies_in_pieces_are_of_one_moment_while_users_come_and_change(monkeypatch, seed):
+    """Also while the table grows, and where a ring drops its oldest or has an event put in."""
+    monkeypatch.setattr("serve.users.FIRST_CAPACITY", 2)
+    monkeypatch.setattr("serve.users.STRETCH", 2)
+    rng = random.Random(seed)
+    twin, again = Twin(), Twin()
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            user = f"u{rng.randrange(12)}"
+            newest = max([e[0] for e in twin.ring.get(user, [])], default=0)
+            twin.add(user, event(max(0, newest + rng.choice([1, 2, 2, -1, -3])), rng.randrange(100)))
+            twin.table.count(twin.table.slots[user])
+
+    some(rng.choice([0, 3, 40, 120]))
+    users = list(twin.table.slots)
+    again.ring, again.dropped = (
+        {user: list(events) for user, events in part.items()} for part in (twin.ring, twin.dropped)
+    )
+    accepted = [int(twin.table.accepted[slot]) for slot in twin.table.slots.values()]
+    twin.table.begin_cut()
+    again.table.make_room(len(users))
+    while len(again.table.slots) < len(users):
+        some(rng.choice([0, 1, 5, 20]))
+        count = rng.choice([1, 2, 5])
+        begin = len(again.table.slots)
+        again.table.restore_slots(users[begin : begin + count], twin.table.copy_slots(count))
+    twin.table.cut = None
+    assert again.table.names == users
+    assert again.table.accepted[: len(users)].tolist() == accepted
+    for user in users:
+        again.check(user)
+        twin.check(user)
 
 
 def test_a_model_without_numbers_and_context_has_no_values():
