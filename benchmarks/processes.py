@@ -32,9 +32,9 @@ def command_json(*args: object) -> Any:
 
 
 @contextmanager
-def service(bundle: Path, state: Path, port: int = 0) -> Iterator[str]:
-    """A running service; its address, once it answers. SIGTERM at the end."""
-    words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", str(port)]
+def service(bundle: Path, state: Path, *options: str) -> Iterator[str]:
+    """A running service on a free port; its address, once it answers. SIGTERM at the end."""
+    words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", "0", *options]
     print("\n$ seqfraud", *words, flush=True)
     process = subprocess.Popen([SEQFRAUD, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
