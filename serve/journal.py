@@ -137,13 +137,13 @@ class Journal:
         self._folding.start()
 
     def _open(self, state: Path, disk: Disk, segment_bytes: int, opened: ExitStack) -> None:
+        index = open_index(state / "journal.sqlite")
+        if index is not None:
+            opened.callback(index.close)
         folder = state / "journal"
         if not folder.is_dir():
             folder.mkdir()
             sync_folder(state)
-        index = open_index(state / "journal.sqlite")
-        if index is not None:
-            opened.callback(index.close)
         folded = None if index is None else index.folded
         found = recover(folder, folded)
         begin = 0 if folded is None else folded.position
@@ -312,11 +312,13 @@ class Journal:
             self._oldest = None
             try:
                 end = self._log.sync()
-            except OSError as error:
+            except OSError:
                 _log.error("the journal stores nothing more: %s", self._log.failed)
                 with self._durable:
-                    self._sync_error = f"{self._log.failed}: {error}"
+                    self._sync_error = self._log.failed
                     self._durable.notify_all()
+                with self._lock:
+                    self._room.notify()
                 return
             with self._durable:
                 self._synced = end

@@ -72,7 +72,7 @@ BEGINNING = End(0, 1, 0, 0)
 
 
 class Frame(NamedTuple):
-    """A frame that was verified and takes `taken` numbers; `position` is that in the bytes it was read from."""
+    """A frame that was verified and takes `taken` numbers."""
 
     position: int
     seq: int
@@ -149,10 +149,10 @@ def read_header(data: bytes, name: str) -> End:
     return End(position, seq, before, digest)
 
 
-def walk(data: bytes, offset: int, seq: int | None) -> Iterator[Frame]:
+def walk(data: bytes, offset: int, seq: int | None, begin: int = 0) -> Iterator[Frame]:
     """The frames in `data` from `offset` on, of which the first begins with `seq` (None: whatever it says).
 
-    Raises BadFrameError at the first that is not whole.
+    `begin` is the position of the first byte of `data`. Raises BadFrameError at the first that is not whole.
     """
     view = memoryview(data)
     (before,) = _LINK.unpack_from(data, offset - _LINK.size)
@@ -171,7 +171,7 @@ def walk(data: bytes, offset: int, seq: int | None) -> Iterator[Frame]:
             raise BadFrameError(offset, "the checksum of a record is wrong")
         if seq is not None and first != seq:
             raise BadFrameError(offset, f"record {first} stands where {seq} belongs")
-        yield Frame(offset, first, count, data[body:stop], own)
+        yield Frame(begin + offset, first, count, data[body:stop], own)
         seq, before, offset = first + count, own, stop + _LINK.size
 
 
@@ -346,7 +346,7 @@ class Log:
             size = 2 * _LINK.size + _FRAME.size + _FRAME.unpack_from(data, _LINK.size)[1]
             if size > len(data):
                 data = os.pread(file.fileno(), size, start)
-        return next(walk(data[:size], _LINK.size, None))._replace(position=position)
+        return next(walk(data[:size], _LINK.size, None, position - _LINK.size))
 
     def frames(self, position: int) -> Iterator[Frame]:
         """Every frame from a position (of a frame or a segment) to what is the end now, one segment in memory at a time.
@@ -363,5 +363,4 @@ class Log:
                 raise BadFrameError(len(data), f"{path.name} has {len(data)} bytes; {size} were written")
             offset = position - begin
             first = None if offset > HEADER_BYTES else seq
-            for frame in walk(data, max(offset, HEADER_BYTES), first):
-                yield frame._replace(position=begin + frame.position)
+            yield from walk(data, max(offset, HEADER_BYTES), first, begin)
