@@ -222,15 +222,16 @@ class Log:
             raise OSError(errno.EIO, self.failed)
         if self._group is None:
             self._make_room()
-        head = self.written if self._group is None else self.head
+        head = self.head
         data = _FRAME.pack(MARKER, len(payload), head.seq, count) + payload
         own = link(data, head.link)
         frame = data + _LINK.pack(own)
-        self.head = End(head.position + len(frame), head.seq + count, own, zlib.crc32(frame, head.digest))
+        end = End(head.position + len(frame), head.seq + count, own, zlib.crc32(frame, head.digest))
         if self._group is None:
-            self._write(frame)
+            self._write(frame, end)
         else:
             self._group.append(frame)
+            self.head = end
         return head.position
 
     def begin_group(self) -> None:
@@ -245,14 +246,14 @@ class Log:
         """Write what was held back at once. OSError: none of it is there."""
         frames, self._group = self._group or [], None
         if frames:
-            self._write(b"".join(frames))
+            self._write(b"".join(frames), self.head)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, end: End) -> None:
         try:
             written = self._disk.write(self._current, data)
             if written != len(data):
                 raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes were written")
-            self.written = self.head
+            self.written = self.head = end
         except BaseException:
             self._take_back()
             raise
