@@ -32,7 +32,7 @@ def command_json(*args: object) -> Any:
 
 
 def start_service(bundle: Path, state: Path, *options: str) -> subprocess.Popen[str]:
-    """A service process on a free port, unless the options name one; `address` waits until it answers."""
+    """A service process on a free port; `address` waits until it answers."""
     words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", "0", *options]
     return subprocess.Popen([SEQFRAUD, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 

@@ -138,7 +138,9 @@ class Traffic(threading.Thread):
         memory, clock = self.memory, time.perf_counter
         while not self.stopped:
             for user, entity in zip(
-                rng.integers(0, self.users, 1000).tolist(), rng.integers(0, self.users // 10, 1000).tolist(), strict=True
+                rng.integers(0, self.users, 1000).tolist(),
+                rng.integers(0, self.users // 10, 1000).tolist(),
+                strict=True,
             ):
                 began = clock()
                 with memory.lock:

@@ -137,13 +137,13 @@ class Journal:
         self._folding.start()
 
     def _open(self, state: Path, disk: Disk, segment_bytes: int, opened: ExitStack) -> None:
+        index = open_index(state / "journal.sqlite")
+        if index is not None:
+            opened.callback(index.close)
         folder = state / "journal"
         if not folder.is_dir():
             folder.mkdir()
             sync_folder(state)
-        index = open_index(state / "journal.sqlite")
-        if index is not None:
-            opened.callback(index.close)
         folded = None if index is None else index.folded
         found = recover(folder, folded)
         begin = 0 if folded is None else folded.position
@@ -206,7 +206,7 @@ class Journal:
         """Add a transaction with the number after `last_seq` and an id that is not there. JournalError."""
         payload = encode_transaction(record)
         with self._lock:
-            self._tail.add(record, self._append(1, payload))
+            self._tail.add(record, self._append(record.seq, 1, payload))
 
     def append_labels(self, records: list[LabelRecord]) -> None:
         """Add labels with the numbers after `last_seq`, all or none. JournalError."""
@@ -214,7 +214,7 @@ class Journal:
             return
         payload = encode_labels(records)
         with self._lock:
-            position = self._append(len(records), payload)
+            position = self._append(records[0].seq, len(records), payload)
             for record in records:
                 self._tail.add(record, position)
 
@@ -227,7 +227,7 @@ class Journal:
         if self._notes.get(key) != value:
             note = Note(key, value)
             with self._lock:
-                self._tail.notes.append((note, self._append(0, encode_note(note))))
+                self._tail.notes.append((note, self._append(self._log.head.seq, 0, encode_note(note))))
             self._notes[key] = value
 
     @contextmanager
@@ -259,7 +259,9 @@ class Journal:
             raise
         self._was_written()
 
-    def _append(self, count: int, payload: bytes) -> int:
+    def _append(self, seq: int, count: int, payload: bytes) -> int:
+        if seq != self._log.head.seq:
+            raise ValueError(f"record {seq}: the next is {self._log.head.seq}")
         try:
             if self._grouped:
                 return self._log.append(count, payload)
@@ -312,11 +314,13 @@ class Journal:
             self._oldest = None
             try:
                 end = self._log.sync()
-            except OSError as error:
+            except OSError:
                 _log.error("the journal stores nothing more: %s", self._log.failed)
                 with self._durable:
-                    self._sync_error = f"{self._log.failed}: {error}"
+                    self._sync_error = self._log.failed
                     self._durable.notify_all()
+                with self._lock:
+                    self._room.notify()
                 return
             with self._durable:
                 self._synced = end

@@ -72,7 +72,7 @@ BEGINNING = End(0, 1, 0, 0)
 
 
 class Frame(NamedTuple):
-    """A frame that was verified and takes `taken` numbers; `position` is that in the bytes it was read from."""
+    """A frame that was verified and takes `taken` numbers."""
 
     position: int
     seq: int
@@ -149,10 +149,10 @@ def read_header(data: bytes, name: str) -> End:
     return End(position, seq, before, digest)
 
 
-def walk(data: bytes, offset: int, seq: int | None) -> Iterator[Frame]:
+def walk(data: bytes, offset: int, seq: int | None, begin: int = 0) -> Iterator[Frame]:
     """The frames in `data` from `offset` on, of which the first begins with `seq` (None: whatever it says).
 
-    Raises BadFrameError at the first that is not whole.
+    `begin` is the position of the first byte of `data`. Raises BadFrameError at the first that is not whole.
     """
     view = memoryview(data)
     (before,) = _LINK.unpack_from(data, offset - _LINK.size)
@@ -171,7 +171,7 @@ def walk(data: bytes, offset: int, seq: int | None) -> Iterator[Frame]:
             raise BadFrameError(offset, "the checksum of a record is wrong")
         if seq is not None and first != seq:
             raise BadFrameError(offset, f"record {first} stands where {seq} belongs")
-        yield Frame(offset, first, count, data[body:stop], own)
+        yield Frame(begin + offset, first, count, data[body:stop], own)
         seq, before, offset = first + count, own, stop + _LINK.size
 
 
@@ -245,15 +245,16 @@ class Log:
             raise OSError(errno.EIO, self.failed)
         if self._group is None:
             self._make_room()
-        head = self.written if self._group is None else self.head
+        head = self.head
         data = _FRAME.pack(MARKER, len(payload), head.seq, count) + payload
         own = link(data, head.link)
         frame = data + _LINK.pack(own)
-        self.head = End(head.position + len(frame), head.seq + count, own, zlib.crc32(frame, head.digest))
+        end = End(head.position + len(frame), head.seq + count, own, zlib.crc32(frame, head.digest))
         if self._group is None:
-            self._write(frame)
+            self._write(frame, end)
         else:
             self._group.append(frame)
+            self.head = end
         return head.position
 
     def begin_group(self) -> None:
@@ -268,14 +269,14 @@ class Log:
         """Write what was held back at once. OSError: none of it is there."""
         frames, self._group = self._group or [], None
         if frames:
-            self._write(b"".join(frames))
+            self._write(b"".join(frames), self.head)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, end: End) -> None:
         try:
             written = self._disk.write(self._current, data)
             if written != len(data):
                 raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes were written")
-            self.written = self.head
+            self.written = self.head = end
         except BaseException:
             self._take_back()
             raise
@@ -369,7 +370,7 @@ class Log:
             size = 2 * _LINK.size + _FRAME.size + _FRAME.unpack_from(data, _LINK.size)[1]
             if size > len(data):
                 data = os.pread(file.fileno(), size, start)
-        return next(walk(data[:size], _LINK.size, None))._replace(position=position)
+        return next(walk(data[:size], _LINK.size, None, position - _LINK.size))
 
     def frames(self, position: int) -> Iterator[Frame]:
         """Every frame from a position (of a frame or a segment) to what is the end now, one segment in memory at a time.
@@ -386,5 +387,4 @@ class Log:
                 raise BadFrameError(len(data), f"{path.name} has {len(data)} bytes; {size} were written")
             offset = position - begin
             first = None if offset > HEADER_BYTES else seq
-            for frame in walk(data, max(offset, HEADER_BYTES), first):
-                yield frame._replace(position=begin + frame.position)
+            yield from walk(data, max(offset, HEADER_BYTES), first, begin)

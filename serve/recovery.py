@@ -93,8 +93,8 @@ def _verify(files: list[Path]) -> Found:
         end = write_header(end)[1]
         begin = segments[-1].position
         try:
-            for frame in walk(data, HEADER_BYTES, end.seq):
-                end = End(begin + frame.end, frame.seq + frame.taken, frame.link, 0)
+            for frame in walk(data, HEADER_BYTES, end.seq, begin):
+                end = End(frame.end, frame.seq + frame.taken, frame.link, 0)
         except BadFrameError as bad:
             return Found(segments, _with_digest(end, data, begin), _damage(files[i:], bad.offset, end, bad.reason))
         end = _with_digest(end, data, begin)

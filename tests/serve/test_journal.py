@@ -146,6 +146,14 @@ def test_sequence_numbers_count_both_kinds_and_survive_reopening(tmp_path):
     journal.close()
 
 
+def test_a_number_out_of_turn_is_a_bug_and_not_stored(journal):
+    journal.append_transaction(transaction(1))
+    for attempt in (lambda: journal.append_transaction(transaction(3)), lambda: journal.append_labels([label(1)])):
+        with pytest.raises(ValueError, match="the next is 2"):
+            attempt()
+    assert list(journal.after(0)) == [transaction(1)]
+
+
 def test_after_gives_both_kinds_in_arrival_order(tmp_path):
     for segment_bytes in (10**6, 300):
         state = tmp_path / str(segment_bytes)

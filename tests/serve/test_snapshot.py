@@ -26,7 +26,11 @@ def pieces(mark: int = 0) -> list[Piece]:
         "odd": np.array([1, 2, 3], dtype=np.uint8),
         "ring": np.arange(12).reshape(2, 6).T,
     }
-    return [Piece("first", b"\x81\xa1a\x01"), Piece("second", b"", arrays), Piece("third", b"", {"held": np.arange(900)})]
+    return [
+        Piece("first", b"\x81\xa1a\x01"),
+        Piece("second", b"", arrays),
+        Piece("third", b"", {"held": np.arange(900)}),
+    ]
 
 
 def write(state: Path, seq: int, bundle: str = "b", mark: int | None = None, **more: Any) -> Path:
@@ -330,7 +334,9 @@ def test_a_running_service_takes_snapshots_and_the_next_start_reads_no_more_than
     assert names(tmp_path)[-1] == file.name, "a crash takes none"
     replayed: list[int] = []
     replay = Service._replay
-    monkeypatch.setattr(Service, "_replay", lambda s, r, as_recorded: (replayed.append(r.seq), replay(s, r, as_recorded)))
+    monkeypatch.setattr(
+        Service, "_replay", lambda s, r, as_recorded: (replayed.append(r.seq), replay(s, r, as_recorded))
+    )
     with Service(cards, tmp_path) as again:
         assert memory_of(again) == before
     assert replayed == [5]
@@ -347,9 +353,7 @@ def test_closing_waits_for_a_snapshot_under_way_and_takes_the_last_one(cards, tm
     disk.go.set()
     closing.join(LIMIT_S)
     assert not service.ready()
-    assert [n for n in names(tmp_path) if n.startswith(("snap", ".snap"))] == [
-        f"snapshot-{n:015d}.bin" for n in (1, 2)
-    ]
+    assert [n for n in names(tmp_path) if n.startswith(("snap", ".snap"))] == [f"snapshot-{n:015d}.bin" for n in (1, 2)]
 
 
 def test_a_snapshot_under_way_when_the_service_is_abandoned_gets_no_name(cards, tmp_path, monkeypatch, caplog):
