@@ -21,6 +21,7 @@ from seqfraud.canonical import (
 )
 from seqfraud.errors import RequestError
 from seqfraud.vocabulary import UNSEEN
+from serve.records import TransactionRecord
 
 Text = str | int | float | bool | None
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
@@ -101,7 +102,7 @@ class TransactionDecoder:
 
     def decode(self, body: bytes | msgspec.Raw) -> Transaction:
         """One transaction from JSON. Raises RequestError."""
-        transaction = self.decode_stored(body)
+        transaction = self._transaction(decode_as(body, self._json), None)
         if transaction.amount < 0 and self._refuse_negative:
             column = str(self._schema.amount)
             message = f"{column}: {transaction.amount:g} is negative; expected 0 or more, as in training"
@@ -112,25 +113,30 @@ class TransactionDecoder:
                 raise RequestError(422, "invalid_field", message, column)
         return transaction
 
-    def decode_stored(self, raw: bytes | msgspec.Raw) -> Transaction:
+    def decode_stored(self, record: TransactionRecord) -> Transaction:
         """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
-        return self._transaction(decode_as(raw, self._json))
+        return self._transaction(decode_as(record.raw, self._json), record)
 
     def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
         items: list[msgspec.Raw] = decode_as(body, _raw_list)
         return items
 
-    def _transaction(self, row: Any) -> Transaction:
+    def _transaction(self, row: Any, record: TransactionRecord | None) -> Transaction:
+        """What the scorer needs of a decoded row; what identifies it is in its record, where there is one."""
         time = self._time_of(getattr(row, self._time))
         user = text_of(getattr(row, self._user), self._schema.user)
         numbers = [math.nan if (x := getattr(row, name)) is None else x for name in self._numbers]
         texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
-        content = content_digest(user, time, numbers, texts)
-        own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
+        if record is None:
+            content = content_digest(user, time, numbers, texts)
+            own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
+            identity, raw = content.hex() if own_id is None else own_id, self._encode(row)
+        else:
+            identity, content, raw = record.id, record.content, record.raw
         amount = 0.0 if self._amount is None else numbers[self._amount]
         return Transaction(
-            id=content.hex() if own_id is None else own_id,
+            id=identity,
             user=user,
             time=time,
             numbers=numbers,
@@ -138,7 +144,7 @@ class TransactionDecoder:
             entities=[x if (x := texts[i]) is None or fold is None else fold(x) for i, fold in self._entities],
             amount=0.0 if math.isnan(amount) else amount,
             content=content,
-            raw=self._encode(row),
+            raw=raw,
         )
 
     def _time_of(self, value: str | int | float) -> int:

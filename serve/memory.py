@@ -65,7 +65,7 @@ class Memory:
 
     def _find(self, seq: int) -> tuple[int, Rows]:
         record = self._lookup.transaction_at(seq)
-        transaction = self.decoder.decode_stored(record.raw)
+        transaction = self.decoder.decode_stored(record)
         return transaction.time, self.context.rows_of(transaction.entities)
 
     def hear(self, record: LabelRecord) -> None:
@@ -86,7 +86,7 @@ class Memory:
             RunError: the bundle cannot score what is stored.
         """
         try:
-            transaction = self.decoder.decode_stored(record.raw)
+            transaction = self.decoder.decode_stored(record)
         except RequestError as error:
             raise RunError(
                 f"record {record.seq} of the journal is not what this bundle can score: {error.message}"
