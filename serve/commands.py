@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -43,7 +43,7 @@ def score(
     if (data is None) == (state is None):
         raise ConfigError("score: expected a file or --state, one of them")
     opened = open_bundle(bundle)
-    summary: dict[str, object] = {"model": opened.id}
+    summary: dict[str, Any] = {"model": opened.id}
     if state is not None:
         from serve.offline import score_journal
 
