@@ -12,7 +12,7 @@ Between two pieces the reader leaves the lock, and by default the processor, for
 
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -131,7 +131,7 @@ def remember(pieces: Iterator[Piece], users: UserTable, context: ContextTable, l
             context.restore_entities(msgpack.decode(piece.plain, type=list[tuple[int, str]]), piece.arrays)
             lengths.append(piece.arrays["effects"].copy())
         elif piece.kind == "effects":
-            effects.frombytes(memoryview(piece.arrays["effects"]).cast("B"))
+            effects.frombytes(piece.arrays["effects"].tobytes())
         elif piece.kind == "open":
             labels.restore_open(piece.arrays)
         elif piece.kind == "frauds":

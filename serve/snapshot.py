@@ -105,17 +105,15 @@ def _write_frame(stream: IO[bytes], piece: Piece) -> int:
     head = msgspec.msgpack.encode(
         _Head(piece.kind, piece.plain, [(name, a.dtype.str, list(a.shape)) for name, a in arrays.items()])
     )
-    parts: list[Any] = [head]
+    body: list[Any] = []
     for array in arrays.values():
-        parts += [array.reshape(-1).view(np.uint8), bytes(-array.nbytes % _ALIGNED)]
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    size = sum(len(part) for part in parts)
-    header = _HEADER.pack(_MARK, len(head), size - len(head), checksum)
-    for part in (header, _SUM.pack(zlib.crc32(header)), *parts):
-        stream.write(part)
-    return size
+        body += [array.reshape(-1).view(np.uint8), bytes(-array.nbytes % _ALIGNED)]
+    # one call each: after a long one a busy interpreter gives this thread the next turn only milliseconds later
+    content = b"".join([head, *body])
+    header = _HEADER.pack(_MARK, len(head), len(content) - len(head), zlib.crc32(content))
+    stream.write(header + _SUM.pack(zlib.crc32(header)))
+    stream.write(content)
+    return len(content)
 
 
 def _sync(stream: IO[bytes]) -> None:

@@ -229,8 +229,8 @@ class UserTable:
         self.cut = Cut(len(self.slots), self._save)
 
     def _save(self, slot: int) -> dict[str, Array]:
-        held = self.held[slot]
-        return {name: (a[slot, :held] if name in RINGS else a[slot]).copy() for name, a in self.arrays.items()}
+        held, here = self.held[slot], slice(slot, slot + 1)
+        return {name: (a[slot, :held] if name in RINGS else a[here]).copy() for name, a in self.arrays.items()}
 
     def copy_slots(self, count: int) -> dict[str, Array]:
         """The next slots of the cut, at most `count`: of each array [N, ...], or of what is in use of it [n, ...]."""
@@ -238,16 +238,21 @@ class UserTable:
         begin, end, kept = self.cut.advance(count)
         held, dropped = self.held[begin:end].copy(), self.dropped[begin:end].copy()
         for at, saved in kept:
-            held[at], dropped[at] = saved["held"], saved["dropped"]
+            held[at], dropped[at] = saved["held"][0], saved["dropped"][0]
         masks = self._in_use(held, dropped)
         out = {name: _taken(array[begin:end], masks.get(name)) for name, array in self.arrays.items()}
         if kept:
-            ones = np.ones((end - begin, 1), dtype=bool)
+            ours = np.zeros(end - begin, dtype=bool)
+            ours[[at for at, _ in kept]] = True
             for name, copied in out.items():
-                used = masks.get(name, ones).reshape(end - begin, -1).sum(axis=1)
-                ends = np.cumsum(used)
-                for at, saved in kept:
-                    copied[ends[at] - used[at] : ends[at]] = saved[name]
+                mask = masks.get(name)
+                if mask is None:
+                    copied[ours] = np.concatenate([saved[name] for _, saved in kept])
+                    continue
+                used = mask.reshape(len(mask), -1).sum(axis=1)
+                parts = [saved[name] for at, saved in kept if used[at]]
+                if parts:
+                    copied[np.repeat(ours, used)] = np.concatenate(parts)
         return out
 
     def make_room(self, users: int) -> None:

@@ -453,9 +453,7 @@ def fails(*_: Any) -> None:
 
 @relaxed
 @given(st.lists(arrival(), min_size=5, max_size=60), st.data())
-def test_a_snapshot_is_of_one_moment_whatever_happens_while_it_is_taken(
-    cards, small_pieces, memory_of, arrivals, data
-):
+def test_a_snapshot_is_of_one_moment_whatever_happens_while_it_is_taken(cards, small_pieces, memory_of, arrivals, data):
     """Users, entities and labels that come, change and are taken back between its pieces."""
     asked = requests(arrivals)
     begin = data.draw(st.integers(0, len(asked) - 1))
