@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # with one thread a busy neighbour costs its share; with a thread per core OpenMP barriers wait for it (20 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test bench lint lock clean
+.PHONY: setup demo test bench crash lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# kill -9 under load, 200 times, then every answer compared with an offline run: about ten minutes
+crash: setup
+	$(BIN)/python -m benchmarks.crash --kills 200
 
 lint: setup
 	$(BIN)/ruff check .

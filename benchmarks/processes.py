@@ -31,19 +31,30 @@ def command_json(*args: object) -> Any:
     return json.loads(subprocess.run([SEQFRAUD, *words], stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
 
 
+def start_service(bundle: Path, state: Path, *options: str) -> subprocess.Popen[str]:
+    """A service process on a free port; `address` waits until it answers."""
+    words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", "0", *options]
+    return subprocess.Popen([SEQFRAUD, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Where a service that was started answers. Raises RuntimeError where it ends instead."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("the service did not start")
+    return line.split()[-1]
+
+
 @contextmanager
-def service(bundle: Path, state: Path, port: int = 0) -> Iterator[str]:
+def service(bundle: Path, state: Path, *options: str) -> Iterator[str]:
     """A running service; its address, once it answers. SIGTERM at the end."""
-    words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", str(port)]
-    print("\n$ seqfraud", *words, flush=True)
-    process = subprocess.Popen([SEQFRAUD, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    print("\n$ seqfraud serve --bundle", bundle, "--state", state, *options, flush=True)
+    process = start_service(bundle, state, *options)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError("the service did not start")
-        print(line.strip(), flush=True)
-        yield line.split()[-1]
+        url = address(process)
+        print(f"seqfraud serving on {url}", flush=True)
+        yield url
     finally:
         process.terminate()
         process.wait(30)

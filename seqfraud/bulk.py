@@ -1,15 +1,19 @@
 """Score a whole file in arrival order with sequence.onnx, states carried within each user."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 
 from seqfraud.bundle import Bundle, LabelSource
 from seqfraud.cleaning import clean
 from seqfraud.config import CleaningConfig, DataConfig, Duration
+from seqfraud.files import replaced_file
+from seqfraud.policy import DECISIONS, Thresholds, decide_many, flag_many
 from seqfraud.reading import column_names, read_transactions
 from seqfraud.runtime import SequenceGraph, initial_states, next_states
 from seqfraud.schema import Schema
@@ -63,6 +67,23 @@ def score_encoded(
             if progress:
                 progress(int(chunk.length.sum()))
     return out
+
+
+def write_scores(out: Path, ids: Sequence[str], probability: npt.NDArray[np.float32], thresholds: Thresholds) -> int:
+    """Write transaction_id, fraud_probability, is_fraud, decision as Parquet; how many are flagged."""
+    flagged, decisions = flag_many(probability, thresholds), decide_many(probability, thresholds)
+    scores = pa.table(
+        {
+            "transaction_id": pa.array(ids, pa.string()),
+            "fraud_probability": pa.array(probability),
+            "is_fraud": pa.array(flagged),
+            "decision": pa.DictionaryArray.from_arrays(pa.array(decisions), pa.array(DECISIONS)),
+        }
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(out) as file:
+        pyarrow.parquet.write_table(scores, file)
+    return int(flagged.sum())
 
 
 def score_table(

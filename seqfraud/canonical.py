@@ -9,6 +9,7 @@ import ipaddress
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from seqfraud.config import TimeUnit, format_instant, instant_ms
 
@@ -23,18 +24,31 @@ EARLIEST_MS = -62_135_596_800_000
 LATEST_MS = 253_402_300_800_000
 """The year 10000; ISO 8601 texts have no later time."""
 
+TIME_WORDS: dict[TimeUnit, str] = {
+    "iso": "an ISO 8601 time",
+    "s": "a time in seconds since 1970",
+    "ms": "a time in milliseconds since 1970",
+}
+"""What is expected of a time, for messages."""
+
 FLOAT_SECONDS_ERROR = 2.0**-51
 """How far, relatively, a float of seconds times 1000 may lie off what it spells: 1.001 * 1000 is below 1001."""
 
 
 def canonical_text(value: object) -> str:
-    """Text of an identifier or category: integers in decimal, whole floats like integers, strings as they are."""
+    """Text of an identifier or category: integers in decimal, whole numbers like integers, strings as they are.
+
+    An empty text is a missing one, which callers see to.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
     return str(value)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.config import CleaningConfig
+from seqfraud.canonical import LARGEST_NUMBER, TIME_WORDS, network_of
+from seqfraud.config import CleaningConfig, duration_words
 from seqfraud.errors import DataError
-from seqfraud.reading import EXAMPLES, Problem
+from seqfraud.reading import BEYOND, EXAMPLES, Problem
 from seqfraud.table import MISSING, Coded, Transactions
 
 Mask = npt.NDArray[np.bool_]
@@ -17,28 +18,25 @@ Mask = npt.NDArray[np.bool_]
 OUTLIER_SPREADS = 6.0
 """A number is unusual where its signed logarithm is further than this many interquartile ranges from the quartiles."""
 
-_POLICY: Mapping[str, str] = {
-    "missing time": "bad_row",
-    "unreadable time": "bad_row",
-    "missing user": "bad_row",
-    "missing id": "bad_row",
-    "not a number": "bad_number",
-    "infinite number": "bad_number",
-    "missing number": "missing_number",
-    "negative amount": "negative_amount",
-    "label neither 0 nor 1": "bad_label",
-    "unreadable label time": "bad_label",
-    "repeated id": "repeated",
-    "repeated id, other content": "repeated",
+_ID = "text that is not empty or a whole number"
+_RULES: Mapping[str, tuple[str, str]] = {
+    "missing time": ("bad_row", "{time}"),
+    "unreadable time": ("bad_row", "{time}"),
+    "missing user": ("bad_row", _ID),
+    "missing id": ("bad_row", _ID),
+    "not a number": ("bad_number", "a number"),
+    "infinite number": ("bad_number", "a finite number"),
+    BEYOND: ("bad_number", f"a number between -{LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}"),
+    "missing number": ("missing_number", "a number"),
+    "negative amount": ("negative_amount", "0 or more"),
+    "label neither 0 nor 1": ("bad_label", "0, 1 or nothing"),
+    "unreadable label time": ("bad_label", "{time}"),
+    "repeated id": ("repeated", "each id once"),
+    "repeated id, other content": ("repeated", "each id once"),
 }
-"""Key of [cleaning] that decides about a reason."""
+"""For each reason the key of [cleaning] that decides about it, and what is expected instead."""
 
 _ACTIONS = {"drop": "dropped", "missing": "set to missing", "unknown": "label unknown", "keep": "kept"}
-
-
-def policy_key(reason: str) -> str:
-    """The key of [cleaning] that decides about a problem."""
-    return "bad_number" if reason.startswith("number beyond") else _POLICY[reason]
 
 
 @dataclass
@@ -50,7 +48,7 @@ class CleaningReport:
     findings: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, problem: Problem, action: str) -> None:
-        """Count a problem with what was done about it."""
+        """Count a problem with what was done about it; rows are numbered from 1, a header is none."""
         rows = int(problem.rows.sum())
         self.findings.append(
             {
@@ -85,8 +83,8 @@ def clean(
     report = CleaningReport(len(table))
     drop = np.zeros(len(table), dtype=bool)
     numbers, label, known_at = table.numbers, table.label, table.known_at
-    for problem in (*problems, *_negative_amounts(table)):
-        action = _decided(policy, problem, len(table))
+    for problem in (*problems, *_negative_amounts(table, problems)):
+        action = _decided(policy, problem, table)
         report.add(problem, _ACTIONS[action])
         if action == "drop":
             drop |= problem.rows
@@ -100,41 +98,48 @@ def clean(
     if drop.any():
         table = table.take(~drop)
     if len(table) == 0:
-        raise DataError("cleaning: no row is left; " + _worst(report))
+        raise DataError("cleaning: no row is left; " + _worst(report, table))
     _note_order(table, report)
     table = table.in_arrival_order()
     table = _without_repetitions(table, policy, report)
     _note_outliers(table, report)
+    _note_addresses(table, report)
     report.rows_used = len(table)
     dropped = 1 - report.rows_used / report.rows_read
     if dropped > policy.most_dropped:
         raise DataError(
             f"cleaning: {dropped:.1%} of {report.rows_read:,} rows would be dropped, at most {policy.most_dropped:.1%} may "
-            f"(cleaning.most_dropped); {_worst(report)}"
+            f"(cleaning.most_dropped); {_worst(report, table)}"
         )
     return table, report.as_dict()
 
 
-def _decided(policy: CleaningConfig, problem: Problem, rows: int) -> str:
+def _decided(policy: CleaningConfig, problem: Problem, table: Transactions) -> str:
     """The policy's word on a problem. Raises DataError where it is "error"."""
-    key = policy_key(problem.reason)
+    if problem.reason == "missing label":
+        return "unknown"  # not said yet, which is no mistake
+    key, expected = _RULES[problem.reason]
     action: str = getattr(policy, key)
     if action == "error":
         raise DataError(
-            f"column {problem.column!r}: {problem.reason} in {int(problem.rows.sum())} of {rows} rows, first in "
-            f'{problem.examples[0]}; cleaning.{key} is "error"'
+            f"column {problem.column!r}: {problem.reason} in {int(problem.rows.sum())} of {len(table)} rows, first in "
+            f'{problem.examples[0]}; expected {_expected(expected, table)}; cleaning.{key} is "error"'
         )
     return action
 
 
-def _worst(report: CleaningReport) -> str:
+def _expected(words: str, table: Transactions) -> str:
+    return words.replace("{time}", TIME_WORDS[table.schema.time_unit])
+
+
+def _worst(report: CleaningReport, table: Transactions) -> str:
     """The finding that costs most rows, in words."""
     lost = [f for f in report.findings if f["action"] == "dropped"]
-    if not lost:
-        return "nothing was dropped"
     most = max(lost, key=lambda f: int(f["rows"]))
+    expected = _expected(_RULES[most["reason"]][1], table)
     return (
-        f"most for: column {most['column']!r}, {most['reason']}, {most['rows']:,} rows, such as {most['examples'][0]}"
+        f"most for: column {most['column']!r}, {most['reason']}, {most['rows']:,} rows, such as {most['examples'][0]}; "
+        f"expected {expected}"
     )
 
 
@@ -144,15 +149,19 @@ def _examples(rows: Mask, table: Transactions, shown: Callable[[int], str]) -> t
     return tuple(f"row {int(table.file_row[i]) + 1}: {shown(i)}" for i in found)
 
 
-def _negative_amounts(table: Transactions) -> list[Problem]:
-    amount = table.amount()
-    if amount is None or table.schema.amount is None:
+def _negative_amounts(table: Transactions, problems: list[Problem]) -> list[Problem]:
+    """Amounts below 0; those that are bad numbers too, such as -inf, have been counted."""
+    amount, column = table.amount(), table.schema.amount
+    if amount is None or column is None:
         return []
     rows = amount < 0
+    for problem in problems:
+        if problem.column == column:
+            rows &= ~problem.rows
     if not rows.any():
         return []
     examples = _examples(rows, table, lambda i: f"{amount[i]:g}")
-    return [Problem("negative amount", table.schema.amount, rows, examples)]
+    return [Problem("negative amount", column, rows, examples)]
 
 
 def _note_order(table: Transactions, report: CleaningReport) -> None:
@@ -160,7 +169,7 @@ def _note_order(table: Transactions, report: CleaningReport) -> None:
     newest = np.maximum.accumulate(table.time)
     rows = np.r_[False, table.time[1:] < newest[:-1]]
     if rows.any():
-        examples = _examples(rows, table, lambda i: f"{int(newest[i] - table.time[i]) / 1000:g} s late")
+        examples = _examples(rows, table, lambda i: f"{duration_words(int(newest[i] - table.time[i]))} late")
         report.add(Problem("out of order", table.schema.time, rows, examples), "sorted by time")
 
 
@@ -180,6 +189,17 @@ def _note_outliers(table: Transactions, report: CleaningReport) -> None:
             report.add(Problem("outlier", column, rows, examples), "kept")
 
 
+def _note_addresses(table: Transactions, report: CleaningReport) -> None:
+    """Texts that are no IP address and so have no network; the service takes them in the same way."""
+    for column in table.schema.ip:
+        texts = table.text(column)
+        no_address = np.array([network_of(text) is None for text in texts.values] + [False])
+        rows = no_address[texts.codes]
+        if rows.any():
+            examples = _examples(rows, table, lambda i, texts=texts: repr(texts.values[texts.codes[i]]))  # type: ignore[misc]
+            report.add(Problem("not an IP address", column, rows, examples), "kept without a network")
+
+
 def _without_repetitions(table: Transactions, policy: CleaningConfig, report: CleaningReport) -> Transactions:
     """The first row of each id in arrival order; the service would answer the others as duplicates or conflicts."""
     first = first_rows(table)
@@ -194,7 +214,7 @@ def _without_repetitions(table: Transactions, policy: CleaningConfig, report: Cl
         if rows.any():
             examples = _examples(rows, table, lambda i: f"also in row {int(table.file_row[first[i]]) + 1}")
             problem = Problem(reason, column, rows, examples)
-            report.add(problem, _ACTIONS[_decided(policy, problem, len(table))])
+            report.add(problem, _ACTIONS[_decided(policy, problem, table)])
     return table.take(~repeated)
 
 

@@ -29,12 +29,14 @@ COMMANDS = {
     "init": Command("training.commands", "init", "Look at a file and propose a commented configuration."),
     "train": Command("training.commands", "train", "Train by a configuration; writes a run folder."),
     "evaluate": Command("training.commands", "evaluate", "Figures of a run, on its own or on other data."),
+    "importance": Command("training.commands", "importance", "What a run uses: each input permuted in turn."),
     "baselines": Command("training.commands", "baselines", "Models without a sequence on the same rows, compared."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),
     "verify": Command("seqfraud.commands", "verify", "Every check of a bundle that needs no torch."),
-    "score": Command("seqfraud.commands", "score", "Score a file in arrival order."),
+    "score": Command("serve.commands", "score", "Score a file, or a journal, in arrival order."),
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),
+    "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
 }
 

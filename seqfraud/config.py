@@ -38,6 +38,14 @@ def parse_duration(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2]])
 
 
+def duration_words(ms: float) -> str:
+    """A duration for people, rounded, in the largest unit that fits twice."""
+    for unit, size in (("d", DAY_MS), ("h", HOUR_MS), ("min", MINUTE_MS)):
+        if ms >= 2 * size:
+            return f"{ms / size:.0f} {unit}"
+    return f"{ms / SECOND_MS:.0f} s"
+
+
 def parse_instant(text: str) -> int:
     """Milliseconds since the epoch of an ISO 8601 date or time; without a zone it is UTC. Raises ValueError."""
     try:
@@ -92,8 +100,10 @@ class CleaningConfig:
     bad_row: Literal["drop", "error"] = "drop"
     """No user, no id, no time or an unreadable one."""
     bad_number: Literal["missing", "drop", "error"] = "missing"
-    """Text where a number should be, infinite, or beyond what float32 holds."""
+    """Text where a number should be, infinite, or beyond what float32 holds. The service refuses such transactions
+    whatever is said here: who sends one can mend it."""
     missing_number: Literal["keep", "drop", "error"] = "keep"
+    """With "drop" or "error" the service refuses such transactions too, else where training saw none missing."""
     negative_amount: Literal["keep", "drop", "error"] = "keep"
     """With "drop" or "error" the service refuses such transactions too."""
     bad_label: Literal["unknown", "drop", "error"] = "unknown"

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from seqfraud.config import Config
 from seqfraud.cut import Cut
 from seqfraud.schema import Schema
-from seqfraud.table import MISSING, Coded
+from seqfraud.table import MISSING, Coded, RowNumbers, by_code, row_type
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -348,7 +348,7 @@ def context_columns(
     amount: Float64 | None,
     label: npt.NDArray[np.int8] | None,
     known_at: Int64 | None,
-    place: Int64 | None = None,
+    place: RowNumbers | None = None,
 ) -> npt.NDArray[np.float32]:
     """What every transaction of a file reads: `ContextTable` over the rows in arrival order, vectorised.
 
@@ -358,7 +358,7 @@ def context_columns(
         amount: float64 [N], or None: counts as 0.
         label: int8 [N], -1 unknown; None: no label is ever known.
         known_at: int64 [N]; None: one label delay after the transaction.
-        place: int64 [N], the row of the result for each transaction; None: as they are. The result is the largest
+        place: row numbers [N], the row of the result for each transaction; None: as they are. The result is the largest
             array of a preparation; put in order here, it need not be copied.
 
     Returns:
@@ -377,10 +377,10 @@ def _fill_columns(
     amount: Float64 | None,
     label: npt.NDArray[np.int8] | None,
     known_at: Int64 | None,
-    place: Int64 | None = None,
+    place: RowNumbers | None = None,
 ) -> None:
     """`context_columns` into an array [N, K] of any float type."""
-    weight = np.zeros(len(time)) if amount is None else np.nan_to_num(amount)
+    weight = np.zeros(len(time)) if amount is None else amount
     effects = _label_effects(time, label, known_at, spec.label_delay)
     size = spec.numbers_per_column
     for column, coded in enumerate(entities):
@@ -392,14 +392,14 @@ class _Effects:
     """M label effects in the order in which they are taken; those that no row can hear are left out.
 
     Attributes:
-        source: int64 [M], the row whose label it is.
-        heard: int64 [M], the first row that can hear it.
+        source: row numbers [M], the row whose label it is.
+        heard: row numbers [M], the first row that can hear it.
         fraud: bool [M].
         correction: bool [M], whether the row was known as honest before.
     """
 
-    source: Int64
-    heard: Int64
+    source: RowNumbers
+    heard: RowNumbers
     fraud: Mask
     correction: Mask
 
@@ -427,7 +427,8 @@ def _label_effects(
         order = order[heard[order] < n]
     else:
         order = np.flatnonzero(heard < n)
-    return _Effects(source[order], heard[order], fraud[order], correction[order])
+    kind = row_type(n)
+    return _Effects(source[order].astype(kind), heard[order].astype(kind), fraud[order], correction[order])
 
 
 STEPS, LANES = 128, 128
@@ -439,16 +440,27 @@ class _Rows:
     """The n rows of one context column that have a value, by entity, then arrival: row i is arrival order[i].
 
     Attributes:
-        order: int64 [n].
+        order: row numbers [n].
         code: int32 [n], the entity.
         time: int64 [n].
-        begin: int64 [n], the first row of the row's entity.
+        begin: row numbers [n], the first row of the row's entity.
     """
 
-    order: Int64
+    order: RowNumbers
     code: npt.NDArray[np.int32]
     time: Int64
-    begin: Int64
+    begin: RowNumbers
+
+
+def _by_entity(codes: npt.NDArray[np.int32], time: Int64) -> _Rows:
+    """The rows of a context column with `codes` [N]."""
+    order = by_code(codes)
+    code = codes[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = code[1:] != code[:-1]
+    kind = row_type(len(codes))
+    begin = np.maximum.accumulate(np.where(first, np.arange(len(order), dtype=kind), 0))
+    return _Rows(order.astype(kind), code, time[order], begin)
 
 
 def _fill_column(
@@ -458,54 +470,42 @@ def _fill_column(
     time: Int64,
     amount: Float64,
     effects: _Effects,
-    place: Int64 | None,
+    place: RowNumbers | None,
 ) -> None:
     """Fill `out` [N, S] for one context column, block by block of its sorted rows."""
     lengths = len(spec.half_lives)
     rate = -1.0 / np.array(spec.half_lives, dtype=np.float64)
-    order = _by_code(coded.codes)
     absent = np.flatnonzero(coded.codes == MISSING)
     out[absent if place is None else place[absent]] = np.r_[
         np.zeros(4 * lengths), UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_AGE
     ]
-    code, t = coded.codes[order], time[order]
-    n = len(order)
-    first = np.ones(n, dtype=bool)
-    first[1:] = code[1:] != code[:-1]
-    rows = _Rows(order, code, t, np.maximum.accumulate(np.where(first, np.arange(n), 0)))
+    rows = _by_entity(coded.codes, time)
     told = _told_effects(rows, coded.codes, effects)
-    gains, runs = _label_gains(told), _runs_told(rows, told)
-    gap = np.where(first, np.inf, np.diff(t, prepend=0))  # after an endless gap nothing is left of the entity before
-    amount_before = np.roll(amount[order], 1)
+    runs = _runs_told(rows, told)
+    n = len(rows.order)
 
     state = np.zeros((4, lengths))
     for low in range(0, n, STEPS * LANES):
         high = min(low + STEPS * LANES, n)
         lanes = -(-(high - low) // STEPS)
-        decay = np.exp2(_in_lanes(gap[low:high], lanes)[:, None, :] * rate[:, None])
+        now, before = rows.time[low:high], np.arange(low - 1, high - 1)
+        # after an endless gap nothing is left of the entity before
+        gap = np.where(rows.begin[low:high] > before, np.inf, now - rows.time[before])
+        decay = np.exp2(_in_lanes(gap, lanes)[:, None, :] * rate[:, None])
         gain = np.empty((STEPS, 4, lengths, lanes))
         # what a row adds after reading has decayed once when the next row reads
         gain[:, COUNT] = decay
-        gain[:, AMOUNT] = decay * _in_lanes(amount_before[low:high], lanes)[:, None, :]
-        gain[:, FRAUD:] = gains.within(low, high, lanes, t, rate)
+        gain[:, AMOUNT] = decay * _in_lanes(np.nan_to_num(amount[rows.order[before]]), lanes)[:, None, :]
+        gain[:, FRAUD:] = told.gains(low, high, lanes, rows.time, rate)
         state = _decayed_sums(decay, gain, state)
 
         block = np.empty((lanes, STEPS, spec.numbers_per_column), dtype=out.dtype)
         for kind in range(4):
             block[:, :, kind * lengths : (kind + 1) * lengths] = gain[:, kind].transpose(2, 0, 1)
         flat = block.reshape(-1, spec.numbers_per_column)[: high - low]
-        flat[:, -4:] = run_numbers(runs.read(rows, low, high), t[low:high])
-        at = order[low:high]
+        flat[:, -4:] = run_numbers(runs.read(rows, low, high), now)
+        at = rows.order[low:high]
         out[at if place is None else place[at]] = flat
-
-
-def _by_code(codes: npt.NDArray[np.int32]) -> Int64:
-    """Indices by code, ties as they come, the missing left out. NumPy sorts 16 bits by radix, ten times as fast."""
-    shifted = codes + 1
-    order = np.argsort(shifted.astype(np.uint16), kind="stable")
-    if shifted.max(initial=0) > 0xFFFF:
-        order = order[np.argsort((shifted >> 16).astype(np.uint16)[order], kind="stable")]
-    return order[np.count_nonzero(codes == MISSING) :]
 
 
 def _in_lanes(values: npt.NDArray[Any], lanes: int) -> npt.NDArray[Any]:
@@ -544,53 +544,31 @@ class _Told:
     """The m label effects that a row of their own entity hears, by entity, then in the order of effect.
 
     Attributes:
-        speaker: int64 [m], the row whose label it is.
-        heard: int64 [m], the first row that hears it; ascending.
+        speaker: row numbers [m], the row whose label it is.
+        heard: row numbers [m], the first row that hears it; ascending.
         fraud, correction: bool [m].
     """
 
-    speaker: Int64
-    heard: Int64
+    speaker: RowNumbers
+    heard: RowNumbers
     fraud: Mask
     correction: Mask
 
+    def gains(self, low: int, high: int, lanes: int, time: Int64, rate: Float64) -> Float64:
+        """float64 [STEPS, 2, L, lanes]: what the rows low to high hear for the first time of known fraud and honest.
 
-def _told_effects(rows: _Rows, codes: npt.NDArray[np.int32], effects: _Effects) -> _Told:
-    """The effects of a file as those of one context column with `codes` [N]."""
-    place = np.empty(len(codes), dtype=np.int64)
-    place[rows.order] = np.arange(len(rows.order))
-    by = _by_code(codes[effects.source])
-    speaker = place[effects.source[by]]
-    entity = rows.code.astype(np.int64)
-    speaks = entity[speaker]
-    heard = np.searchsorted(entity * len(codes) + rows.order, speaks * len(codes) + effects.heard[by])
-    told = np.flatnonzero(np.append(entity, MISSING)[heard] == speaks)
-    by = by[told]
-    return _Told(speaker[told], heard[told], effects.fraud[by], effects.correction[by])
-
-
-@dataclass(frozen=True)
-class _LabelGains:
-    """What label effects add to the sums of known fraud and known honest; a correction is two of them.
-
-    Attributes:
-        speaker, heard: as in `_Told`.
-        honest: int64 [.], 0 known fraud, 1 known honest.
-        weight: float64 [.], 1, or -1 for what a correction takes out.
-    """
-
-    speaker: Int64
-    heard: Int64
-    honest: Int64
-    weight: Float64
-
-    def within(self, low: int, high: int, lanes: int, time: Int64, rate: Float64) -> Float64:
-        """float64 [STEPS, 2, L, lanes]: what the rows low to high hear for the first time."""
-        begin, end = np.searchsorted(self.heard, (low, high))
-        heard, weight = self.heard[begin:end], self.weight[begin:end]
-        age = time[heard] - time[self.speaker[begin:end]]
+        A correction is two gains, the first of which takes out what was known before.
+        """
+        begin, end = _within(self.heard, low, high)
+        which = np.repeat(np.arange(begin, end), 1 + self.correction[begin:end])
+        undo = np.zeros(len(which), dtype=bool)
+        undo[1:] = which[1:] == which[:-1]
+        honest = ~self.fraud[which] | undo
+        weight = np.where(undo, -1.0, 1.0)
+        heard = self.heard[which]
+        age = time[heard] - time[self.speaker[which]]
         lane, step = np.divmod(heard - low, STEPS)
-        cell = (step * 2 + self.honest[begin:end]) * lanes + lane
+        cell = (step * 2 + honest) * lanes + lane
         out = np.empty((STEPS, 2, len(rate), lanes))
         for i in range(len(rate)):
             gain = np.bincount(cell, weight * np.exp2(age * rate[i]), minlength=STEPS * 2 * lanes)
@@ -598,12 +576,31 @@ class _LabelGains:
         return out
 
 
-def _label_gains(told: _Told) -> _LabelGains:
-    which = np.repeat(np.arange(len(told.heard)), 1 + told.correction)
-    undo = np.zeros(len(which), dtype=bool)
-    undo[1:] = which[1:] == which[:-1]
-    honest = (~told.fraud[which] | undo).astype(np.int64)
-    return _LabelGains(told.speaker[which], told.heard[which], honest, np.where(undo, -1.0, 1.0))
+def _told_effects(rows: _Rows, codes: npt.NDArray[np.int32], effects: _Effects) -> _Told:
+    """The effects of a file as those of one context column with `codes` [N]."""
+    by = by_code(codes[effects.source])
+    place = np.empty(len(codes), dtype=rows.order.dtype)
+    place[rows.order] = np.arange(len(rows.order))
+    speaker = place[effects.source[by]]
+    del place
+    entity = rows.code[speaker]
+    heard = _first_heard(rows, entity, effects.heard[by], len(codes))
+    told = np.flatnonzero(np.append(rows.code, np.int32(MISSING))[heard] == entity)
+    by = by[told]
+    return _Told(speaker[told], heard[told], effects.fraud[by], effects.correction[by])
+
+
+def _first_heard(rows: _Rows, entity: npt.NDArray[np.int32], arrival: RowNumbers, count: int) -> RowNumbers:
+    """The first row at or after (entity, arrival) of each [m]; `count` N is more than every arrival."""
+    keys = rows.code.astype(np.int64) * count + rows.order
+    heard = np.searchsorted(keys, entity.astype(np.int64) * count + arrival)
+    return heard.astype(rows.order.dtype)
+
+
+def _within(ascending: RowNumbers, low: int, high: int) -> tuple[int, int]:
+    """Where the rows low to high begin and end. Numbers of another type would have the whole array copied to it."""
+    begin, end = np.searchsorted(ascending, np.array((low, high), dtype=ascending.dtype)).tolist()
+    return begin, end
 
 
 @dataclass(frozen=True)
@@ -611,16 +608,17 @@ class _Runs:
     """The states of runs of known frauds that rows can read.
 
     Attributes:
-        heard: int64 [m], ascending: the rows that hear something new.
-        honest: int64 [m + 1], the newest row known as honest for good so far, perhaps of an earlier entity; -1 none.
-        changed: int64 [q], ascending: the rows that hear of a change of the state.
+        heard: row numbers [m], ascending: the rows that hear something new.
+        honest: row numbers [m + 1], the newest row known as honest for good so far, perhaps of an earlier entity; -1 is
+            none.
+        changed: row numbers [q], ascending: the rows that hear of a change of the state.
         states: int64 [q + 1, 4], the state from there on, its last honest only of those that are corrected later.
         entity: int32 [q + 1], whose state it is. The last items stand for "nothing heard yet".
     """
 
-    heard: Int64
-    honest: Int64
-    changed: Int64
+    heard: RowNumbers
+    honest: RowNumbers
+    changed: RowNumbers
     states: Int64
     entity: npt.NDArray[np.int32]
 
@@ -635,9 +633,9 @@ class _Runs:
         return run
 
 
-def _latest(heard: Int64, low: int, high: int) -> Int64:
+def _latest(heard: RowNumbers, low: int, high: int) -> Int64:
     """int64 [high - low]: index of the last item of `heard` (ascending rows) at or before each row; -1 none."""
-    begin, end = np.searchsorted(heard, (low, high)).tolist()
+    begin, end = _within(heard, low, high)
     heard_so_far: Int64 = np.cumsum(np.bincount(heard[begin:end] - low, minlength=high - low))
     heard_so_far += begin - 1
     return heard_so_far
@@ -649,7 +647,8 @@ def _runs_told(rows: _Rows, told: _Told) -> _Runs:
     entity = rows.code[told.speaker]
     revised = np.isin(entity, entity[told.correction])
     for_good = ~told.fraud & ~_at_risk(rows, told)
-    honest = np.maximum.accumulate(np.where(for_good, told.speaker, -1))
+    honest = np.full(len(for_good) + 1, -1, dtype=told.speaker.dtype)
+    np.maximum.accumulate(np.where(for_good, told.speaker, -1), out=honest[:-1])
 
     at = np.flatnonzero(told.fraud & ~revised)
     fraud, begin = told.speaker[at], rows.begin[told.speaker[at]]
@@ -671,7 +670,7 @@ def _runs_told(rows: _Rows, told: _Told) -> _Runs:
     nothing = np.array([[NEVER, 0, NEVER, NEVER]])
     return _Runs(
         heard=told.heard,
-        honest=np.append(honest, -1),
+        honest=honest,
         changed=told.heard[changes],
         states=np.concatenate([np.concatenate([plain, folded])[order], nothing]),
         entity=np.append(entity[changes], np.int32(MISSING)),
@@ -686,7 +685,7 @@ def _at_risk(rows: _Rows, told: _Told) -> Mask:
     return ~told.fraud & np.isin(moment[told.speaker], moment[told.speaker[told.correction]])
 
 
-def _folded_with_corrections(rows: _Rows, told: _Told, which: Int64, honest: Int64) -> Int64:
+def _folded_with_corrections(rows: _Rows, told: _Told, which: Int64, honest: RowNumbers) -> Int64:
     """int64 [k, 4]: the states after the effects `which` of entities with corrections; `honest` as in `_Runs`."""
     speaker, newest = told.speaker[which], honest[which]
     begin = rows.begin[speaker]

@@ -29,6 +29,10 @@ class RunError(SeqfraudError):
     """A run folder lacks something or does not fit what is asked of it."""
 
 
+class JournalError(SeqfraudError):
+    """The journal cannot store or read something now; nothing was changed by it."""
+
+
 class RequestError(SeqfraudError):
     """A request that the service refuses; nothing was changed by it.
 

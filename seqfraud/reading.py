@@ -4,7 +4,8 @@ Columns are read one after the other, so that the peak is the result and one raw
 is collected as `Problem`s; `seqfraud.cleaning` decides what becomes of those rows.
 """
 
-from collections.abc import Callable
+import codecs
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,11 @@ Mask = npt.NDArray[np.bool_]
 
 EXAMPLES = 3
 """Rows shown of each problem."""
+BEYOND = f"number beyond {LARGEST_NUMBER:g}"
+CSV_NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+"""What a missing cell of a CSV file may say. Of a category or an entity only an empty cell is missing: "NA" is a country."""
+CSV_FORMAT = pa.csv.ParseOptions(newlines_in_values=True)
+"""Without it a quoted line break at the edge of a block is an error."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None
     label = None if data is None else data.label
     known_at = None if data is None else data.label_known_at
     wanted = tuple(dict.fromkeys((*schema.fields, *(c for c in (label, known_at) if c is not None))))
-    source = _open(path, wanted)
+    spelled = {schema.user, schema.time, schema.transaction, label, known_at, *schema.numbers}
+    source = _open(path, wanted, spelled)
     problems: list[Problem] = []
 
     def note(reason: str, column: str, rows: Mask, raw: pa.ChunkedArray) -> None:
@@ -90,7 +97,7 @@ def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None
         note("not a number", column, bad, raw)
         size = np.abs(values[:, i])
         note("infinite number", column, np.isinf(size), raw)
-        note(f"number beyond {LARGEST_NUMBER:g}", column, (size > LARGEST_NUMBER) & ~np.isinf(size), raw)
+        note(BEYOND, column, (size > LARGEST_NUMBER) & ~np.isinf(size), raw)
         note("missing number", column, np.isnan(values[:, i]) & ~bad, raw)
     texts = tuple(_coded(source(column), path, column) for column in schema.texts)
 
@@ -105,10 +112,12 @@ def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None
     labels: npt.NDArray[np.int8] | None = None
     if label is not None:
         raw = source(label)
-        figures, bad = _floats(raw, path, label)
-        bad |= ~np.isnan(figures) & (figures != 0) & (figures != 1)
+        figures, bad = _floats(_true_as_one(raw), path, label)
+        unknown = np.isnan(figures) & ~bad
+        bad |= ~unknown & (figures != 0) & (figures != 1)
         note("label neither 0 nor 1", label, bad, raw)
-        labels = np.where(np.isnan(figures) | bad, MISSING, figures).astype(np.int8)
+        note("missing label", label, unknown, raw)
+        labels = np.where(unknown | bad, MISSING, figures).astype(np.int8)
     known: Int64 | None = None
     if known_at is not None:
         raw = source(known_at)
@@ -118,6 +127,9 @@ def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None
         # without a time of its own a label is known one delay after its transaction, like silence
         assert data is not None
         known = np.where(missing | bad, time + int(data.label_delay), known)
+    del raw, source
+    # Arrow keeps the pages of freed columns for the next ones, up to half as much again as the result; none follow
+    pa.default_memory_pool().release_unused()
     table = Transactions(schema, user, time, values, texts, labels, known, ids, np.arange(count, dtype=np.int64))
     return table, problems
 
@@ -125,11 +137,11 @@ def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None
 Source = Callable[[str], pa.ChunkedArray]
 
 
-def _open(path: Path, wanted: tuple[str, ...]) -> Source:
-    """A function that reads one column by name."""
+def _open(path: Path, wanted: tuple[str, ...], spelled: Collection[str | None]) -> Source:
+    """A function that reads one column by name; in CSV files a missing cell of a `spelled` one may say so in a word."""
     files = data_files(path)
     if files[0].suffix.lower() in (".csv", ".gz"):
-        return _open_csv(files, wanted)
+        return _open_csv(files, wanted, spelled)
     schemas = []
     for file in files:
         schemas.append(_parquet_schema(file))
@@ -139,7 +151,9 @@ def _open(path: Path, wanted: tuple[str, ...]) -> Source:
 
     def column(name: str) -> pa.ChunkedArray:
         try:
-            return parquet.to_table(columns=[name]).column(0)
+            raw = parquet.to_table(columns=[name]).column(0)
+            raw.validate(full=True)  # texts that are not UTF-8
+            return raw
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
             raise DataError(f"{path}: column {name!r} cannot be read: {_first_line(error)}") from error
 
@@ -148,6 +162,10 @@ def _open(path: Path, wanted: tuple[str, ...]) -> Source:
 
 def _common_type(types: list[pa.DataType]) -> pa.DataType:
     """One type for a column whose files say, for instance, integers here and floats or nothing there."""
+    types = [pa.string() if pa.types.is_string_view(kind) else kind for kind in types]
+    texts = [kind for kind in types if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    if texts and all(kind in texts or pa.types.is_integer(kind) for kind in types):
+        return texts[0]  # "007" here and 7 there are texts
     try:
         merged = pa.unify_schemas([pa.schema([("", kind)]) for kind in types], promote_options="permissive")
     except pa.ArrowTypeError:
@@ -155,23 +173,53 @@ def _common_type(types: list[pa.DataType]) -> pa.DataType:
     return merged.field(0).type
 
 
-def _open_csv(files: list[Path], wanted: tuple[str, ...]) -> Source:
+def _open_csv(files: list[Path], wanted: tuple[str, ...], spelled: Collection[str | None]) -> Source:
     """All declared columns of CSV files; numbers stay texts here, so that one bad cell is a problem of its row."""
-    convert = pa.csv.ConvertOptions(
-        column_types={name: pa.string() for name in wanted},
-        include_columns=list(wanted),
-        strings_can_be_null=True,
-        null_values=["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"],
-    )
+    convert = csv_texts(wanted, [""])
     tables = []
     for file in files:
         _require(file, wanted, _csv_names(file))
         try:
-            tables.append(pa.csv.read_csv(file, convert_options=convert))
+            tables.append(pa.csv.read_csv(file, parse_options=CSV_FORMAT, convert_options=convert))
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
+            raise csv_error(file, error, wanted) from error
     table = pa.concat_tables(tables)
-    return lambda name: table.column(name)
+    nulls = pa.array(CSV_NULLS)
+
+    def column(name: str) -> pa.ChunkedArray:
+        raw = table.column(name)
+        return pc.if_else(pc.is_in(raw, nulls), None, raw) if name in spelled else raw
+
+    return column
+
+
+def csv_texts(names: Sequence[str], nulls: Sequence[str] = CSV_NULLS) -> pa.csv.ConvertOptions:
+    """Columns of a CSV file as texts, those that read as one of `nulls` as missing."""
+    return pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in names},
+        include_columns=list(names),
+        strings_can_be_null=True,
+        null_values=list(nulls),
+    )
+
+
+def csv_error(file: Path, error: Exception, wanted: Sequence[str]) -> DataError:
+    """What is wrong with a CSV file, in a line that names the column and the cell where there is one."""
+    if "invalid UTF8" in str(error):
+        convert = pa.csv.ConvertOptions(
+            column_types={name: pa.binary() for name in wanted}, include_columns=list(wanted)
+        )
+        table = pa.csv.read_csv(file, parse_options=CSV_FORMAT, convert_options=convert)
+        for name in wanted:
+            for i, cell in enumerate(table.column(name).to_pylist()):
+                try:
+                    cell.decode()
+                except UnicodeDecodeError:
+                    return DataError(
+                        f"{file}: column {name!r}: row {i + 1} holds {cell!r:.80}, which is not UTF-8 text; "
+                        "save the file as UTF-8"
+                    )
+    return DataError(f"{file}: cannot be read as CSV: {_first_line(error):.200}")
 
 
 def column_names(path: Path) -> list[str]:
@@ -191,13 +239,27 @@ def _parquet_schema(file: Path) -> pa.Schema:
 
 
 def _csv_names(file: Path) -> list[str]:
+    """The header of a CSV file. Raises DataError for one of another kind."""
     try:
-        with pa.csv.open_csv(file) as reader:
+        with pa.csv.open_csv(file, parse_options=CSV_FORMAT) as reader:
             names: list[str] = reader.schema.names
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: the header holds {error.object!r:.80}, which is not UTF-8 text; save the file as UTF-8"
+        ) from error
     except (pa.ArrowInvalid, OSError) as error:
-        if file.stat().st_size == 0 or "Empty CSV" in str(error):
+        with file.open("rb") as stream:
+            start = stream.read(2)
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{file}: the file is UTF-16 text; save it as UTF-8") from error
+        if not start or "Empty CSV" in str(error):
             raise DataError(f"{file}: the file is empty; expected a header and at least one row") from error
-        raise DataError(f"{file}: cannot be read as CSV: {_first_line(error)}") from error
+        raise DataError(f"{file}: cannot be read as CSV: {_first_line(error):.200}") from error
+    for separator, words in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(
+                f"{file}: the header is {names[0]!r:.80}, columns separated by {words}; expected commas: save it so"
+            )
     return names
 
 
@@ -256,8 +318,8 @@ def _coded(raw: pa.ChunkedArray, path: Path, column: str) -> Coded:
         raw = pc.dictionary_encode(raw)
     combined = raw.unify_dictionaries().combine_chunks()
     array = combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
-    # NaN in a column of floats is a missing value, too
-    texts = [None if v is None or v != v else canonical_text(v) for v in array.dictionary.to_pylist()]
+    # NaN in a column of floats and an empty text are missing values, too
+    texts = [None if v is None or v != v or v == "" else canonical_text(v) for v in array.dictionary.to_pylist()]
     codes: dict[str, int] = {}
     map_to = np.array([MISSING if t is None else codes.setdefault(t, len(codes)) for t in texts] + [MISSING])
     indices = np.asarray(pc.fill_null(array.indices.cast(pa.int32()), MISSING))
@@ -282,6 +344,14 @@ def _floats(raw: pa.ChunkedArray, path: Path, column: str) -> tuple[npt.NDArray[
     ):
         return _as_numpy(pc.cast(raw, pa.float64(), safe=False)), none
     raise DataError(f"{path}: column {column!r} has type {kind}; expected numbers")
+
+
+def _true_as_one(raw: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts "true" and "false", in whatever case, as the labels 1 and 0: a CSV file has no better way to say them."""
+    if not pa.types.is_string(raw.type):
+        return raw
+    lower = pc.utf8_lower(raw)
+    return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", raw))
 
 
 def _floats_one_by_one(raw: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], Mask]:

@@ -107,6 +107,22 @@ class StepGraph:
         self._run(self._binding)
 
 
+def unpacked(spec: GraphSpec, integers: Array, values: Array) -> dict[str, Array]:
+    """Inputs of sequence.onnx, without length and states, from those of step.onnx.
+
+    Args:
+        integers: int64 [B, T, 1 + C], time (ms) and category ids.
+        values: float32 [B, T, F + K], numbers and context.
+    """
+    parts = {
+        "event_time": integers[..., 0],
+        "categorical": integers[..., 1:],
+        "numeric": values[..., : spec.numeric],
+        "context": values[..., spec.numeric :],
+    }
+    return {t.name: np.ascontiguousarray(parts[t.name]) for t in spec.sequence_inputs() if t.name in parts}
+
+
 def next_states(spec: GraphSpec, outputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
     """The states of the first `batch` users as inputs of the next call."""
     return {

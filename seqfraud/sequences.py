@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from seqfraud.context import ContextSpec, context_columns
 from seqfraud.errors import DataError
-from seqfraud.table import Transactions
+from seqfraud.table import Transactions, by_code, row_type
 from seqfraud.vocabulary import Vocabulary
 
 
@@ -85,8 +85,8 @@ def require_numbers(table: Transactions, may_be_missing: Collection[str]) -> Non
 def encode(table: Transactions, vocabularies: Sequence[Vocabulary], spec: ContextSpec) -> Encoded:
     """Graph inputs of transactions in arrival order, contexts included."""
     amount = table.amount()
-    order = np.argsort(table.user.codes, kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
+    order = by_code(table.user.codes)
+    place = np.empty(len(order), dtype=row_type(len(order)))
     place[order] = np.arange(len(order))
     context = context_columns(spec, table.entities(), table.time, amount, table.label, table.known_at, place)
     del place
@@ -102,7 +102,7 @@ def encode(table: Transactions, vocabularies: Sequence[Vocabulary], spec: Contex
         context=context,
         begin=starts.astype(np.int64),
         end=np.r_[starts[1:], len(users)].astype(np.int64),
-        arrival=order.astype(np.int64),
+        arrival=order,
     )
 
 

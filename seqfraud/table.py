@@ -15,6 +15,23 @@ MISSING = -1
 
 Int64 = npt.NDArray[np.int64]
 
+RowNumbers = npt.NDArray[np.signedinteger[Any]]
+"""Rows as indices, of `row_type`: beside millions of rows it matters that they take 4 bytes where they can."""
+
+
+def row_type(rows: int) -> type[np.int32] | type[np.int64]:
+    """The narrower type that counts to `rows`."""
+    return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
+
+
+def by_code(codes: npt.NDArray[np.int32]) -> Int64:
+    """Indices by code, ties as they come, the missing left out. NumPy sorts 16 bits by radix, ten times as fast."""
+    shifted = codes + 1
+    order = np.argsort(shifted.astype(np.uint16), kind="stable")
+    if shifted.max(initial=0) > 0xFFFF:
+        order = order[np.argsort((shifted >> 16).astype(np.uint16)[order], kind="stable")]
+    return order[np.count_nonzero(codes == MISSING) :]
+
 
 @dataclass(frozen=True)
 class Coded:

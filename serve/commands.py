@@ -1,9 +1,9 @@
-"""`seqfraud load`, `seqfraud serve` and `seqfraud replay`."""
+"""`seqfraud score`, `seqfraud load`, `seqfraud serve`, `seqfraud repair` and `seqfraud replay`."""
 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -17,7 +17,49 @@ BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
 StateOption = Annotated[Path, typer.Option(help="The service's state folder; made if it is not there.")]
 DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Promise = Literal["process", "disk"]
 TimeOption = Annotated[str | None, typer.Option(help="ISO 8601 time.", metavar="TIME")]
+
+
+def score(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.", metavar="BUNDLE")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    data: Annotated[Path | None, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Score the journal of this state folder, in its order, instead of a file.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1)] = 2,
+    json: JsonOption = False,
+) -> None:
+    """Score in arrival order: transaction_id, fraud_probability, is_fraud, decision.
+
+    Rows of a file that repeat an id count once, as the service would have it. With --state everything that a service
+    accepted is scored again from its journal, which must give what it answered; the service may be running.
+
+    Example: seqfraud score bundle transactions.parquet --out scores.parquet
+    """
+    from seqfraud.bulk import read_with_report, score_table, write_scores
+
+    if (data is None) == (state is None):
+        raise ConfigError("score: expected a file or --state, one of them")
+    opened = open_bundle(bundle)
+    summary: dict[str, object] = {"model": opened.id}
+    if state is not None:
+        from serve.offline import score_journal
+
+        ids, probability = score_journal(opened, state, threads)
+    else:
+        assert data is not None
+        table, summary["cleaning"] = read_with_report(opened, data)
+        print_cleaning(summary["cleaning"])
+        with bar("scoring", len(table)) as progress:
+            probability = score_table(opened, table, threads, progress.advance)
+        ids = table.id_texts()
+    flagged = write_scores(out, ids, probability, opened.manifest.thresholds)
+    if json:
+        print_json({**summary, "rows": len(ids), "is_fraud": flagged, "out": str(out)})
+    else:
+        print(f"{len(ids):,} transactions scored with {opened.id}, {flagged:,} flagged: {out}")
 
 
 def load(
@@ -54,6 +96,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind.", min=0, max=65535)] = 8000,
     access_log: Annotated[bool, typer.Option(help="One line per request.")] = False,
+    promise: Annotated[
+        Promise, typer.Option(help="What an answer survives: the death of the process, or a power cut (disk) too.")
+    ] = "process",
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
@@ -66,9 +111,27 @@ def serve(
     logging.getLogger("_granian").setLevel(logging.WARNING)
     opened = open_bundle(bundle)
     settings = ServerSettings(host=host, port=port, log_access=access_log)
-    code = serve_forever(lambda: Service(opened, state), settings)
+    code = serve_forever(lambda: Service(opened, state, promise=promise), settings)
     if code:
         raise typer.Exit(code)
+
+
+def repair(
+    state: Annotated[Path, typer.Argument(help="A service's state folder.", metavar="STATE")],
+    cut: Annotated[bool, typer.Option("--cut", help="Move everything from the first bad record on aside.")] = False,
+) -> None:
+    """Say whether a journal is whole; with --cut, give up what comes after the first bad record.
+
+    What is cut is kept in files beside the log; the index and newer snapshots are removed and made again.
+
+    Example: seqfraud repair state --cut
+    """
+    from serve.repair import repair as repair_state
+
+    whole, words = repair_state(state, cut)
+    print(words)
+    if not whole:
+        raise typer.Exit(1)
 
 
 def replay(

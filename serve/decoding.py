@@ -13,12 +13,12 @@ from seqfraud.canonical import (
     EARLIEST_MS,
     LARGEST_NUMBER,
     LATEST_MS,
+    TIME_WORDS,
     canonical_text,
     content_digest,
     network_of,
     time_ms,
 )
-from seqfraud.config import TimeUnit
 from seqfraud.errors import RequestError
 from seqfraud.vocabulary import UNSEEN
 
@@ -92,6 +92,11 @@ class TransactionDecoder:
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
         self._refuse_negative = manifest.cleaning.negative_amount != "keep"
+        self._refuse_missing = (
+            []
+            if manifest.cleaning.missing_number == "keep"
+            else [(i, column) for i, column in enumerate(schema.numbers) if column in optional]
+        )
         self._amount = None if schema.amount is None else schema.numbers.index(schema.amount)
 
     def decode(self, body: bytes | msgspec.Raw) -> Transaction:
@@ -99,8 +104,12 @@ class TransactionDecoder:
         transaction = self.decode_stored(body)
         if transaction.amount < 0 and self._refuse_negative:
             column = str(self._schema.amount)
-            message = f"{column}: {transaction.amount:g} is negative; training refused such rows"
+            message = f"{column}: {transaction.amount:g} is negative; expected 0 or more, as in training"
             raise RequestError(422, "invalid_field", message, column)
+        for i, column in self._refuse_missing:
+            if math.isnan(transaction.numbers[i]):
+                message = f"{column}: no number; expected one, as in training"
+                raise RequestError(422, "invalid_field", message, column)
         return transaction
 
     def decode_stored(self, raw: bytes | msgspec.Raw) -> Transaction:
@@ -116,7 +125,7 @@ class TransactionDecoder:
         time = self._time_of(getattr(row, self._time))
         user = text_of(getattr(row, self._user), self._schema.user)
         numbers = [math.nan if (x := getattr(row, name)) is None else x for name in self._numbers]
-        texts = [None if (x := getattr(row, name)) is None else canonical_text(x) for name in self._texts]
+        texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
         content = content_digest(user, time, numbers, texts)
         own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
         amount = 0.0 if self._amount is None else numbers[self._amount]
@@ -138,18 +147,13 @@ class TransactionDecoder:
             time = time_ms(value, unit)
         except (ValueError, OverflowError):
             raise RequestError(
-                422, "invalid_field", f"{column}: {value!r:.60} is not {_TIME_WORDS[unit]}", column
+                422, "invalid_field", f"{column}: {value!r:.60} is not {TIME_WORDS[unit]}", column
             ) from None
         if not EARLIEST_MS <= time < LATEST_MS:
             raise RequestError(422, "invalid_field", f"{column}: {value!r:.60} is outside the years 1 to 9999", column)
         return time
 
 
-_TIME_WORDS: dict[TimeUnit, str] = {
-    "iso": "an ISO 8601 time",
-    "s": "a time in seconds since 1970",
-    "ms": "a time in milliseconds since 1970",
-}
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _PATH = re.compile(r" - at `\$(?:\[[^\]]*\])?\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `(.+?)`")

@@ -1,12 +1,11 @@
 """Backfill a service's state with history and its labels, by the code path of live traffic."""
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from seqfraud.errors import RequestError, RunError
+from seqfraud.errors import JournalError, RequestError, RunError
 from seqfraud.table import Transactions
-from serve.arrivals import arrivals
+from serve.arrivals import Arrival, arrivals
 from serve.decoding import SaidLabel
 from serve.service import Service
 
@@ -40,36 +39,42 @@ def load(
     """
     try:
         done = _load(service, table, until, progress)
-    except sqlite3.Error as error:
+    except JournalError as error:
         service.abandon()
-        raise RunError(f"the journal cannot be written: {error}; make room and load again") from error
+        raise RunError(f"{error}; make room and load again") from error
+    except KeyboardInterrupt:
+        service.abandon()  # it may have come between a record and its commit to memory: no snapshot of that
+        raise
     service.snapshot()
     return done
 
 
 def _load(service: Service, table: Transactions, until: int | None, progress: Callable[[int], None] | None) -> Loaded:
     done = Loaded()
-    journal = service.journal
-    journal.begin()
+    waiting = iter(arrivals(table, service.bundle.manifest.context.label_delay, None, until))
+    while True:
+        with service.journal.group():
+            for arrival in waiting:
+                _post(service, table, arrival, done)
+                if arrival.row is not None and done.transactions % GROUP == 0:
+                    break
+            else:
+                return done
+        if progress:
+            progress(GROUP)
+
+
+def _post(service: Service, table: Transactions, arrival: Arrival, done: Loaded) -> None:
+    if arrival.labels:
+        said = [SaidLabel(d.transaction_id, d.is_fraud, d.known_at, SOURCE) for d in arrival.labels]
+        heard = service.hear_labels(said)
+        done.labels += len(said) - heard["unchanged"]
+    if arrival.row is None:
+        return
     try:
-        for arrival in arrivals(table, service.bundle.manifest.context.label_delay, None, until):
-            if arrival.labels:
-                said = [SaidLabel(d.transaction_id, d.is_fraud, d.known_at, SOURCE) for d in arrival.labels]
-                heard = service.hear_labels(said)
-                done.labels += len(said) - heard["unchanged"]
-            if arrival.row is not None:
-                try:
-                    answer = service.score_one(service.decode(arrival.transaction))
-                except RequestError as error:
-                    where = f"row {int(table.file_row[arrival.row]) + 1}"
-                    raise RequestError(error.status, error.code, f"{where}: {error.message}", error.field) from error
-                done.duplicates += answer.duplicate
-                done.transactions += 1
-                if done.transactions % GROUP == 0:
-                    journal.commit()
-                    journal.begin()
-                    if progress:
-                        progress(GROUP)
-    finally:
-        journal.commit()
-    return done
+        answer = service.score_one(service.decode(arrival.transaction))
+    except RequestError as error:
+        where = f"row {int(table.file_row[arrival.row]) + 1}"
+        raise RequestError(error.status, error.code, f"{where}: {error.message}", error.field) from error
+    done.duplicates += answer.duplicate
+    done.transactions += 1

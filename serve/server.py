@@ -50,7 +50,12 @@ _new_scheduler: Any = _futures._new_cbscheduler
 
 
 class ClosableService(ServiceLike, Protocol):
-    """A service that is told when no request will come any more."""
+    """A service that is told when no request will come any more.
+
+    `before_waiting` is set by the server: to be called by a request that is about to wait for something outside Python.
+    """
+
+    before_waiting: Callable[[], None]
 
     def close(self) -> None:
         """Called once, after the last answer (or past `drain_seconds`, whatever still runs)."""
@@ -94,6 +99,7 @@ def serve_forever(make_service: Callable[[], ClosableService], settings: ServerS
     with contextlib.closing(_bind(settings)) as listener:
         service = make_service()
         gateway = _Gateway(service, settings)
+        service.before_waiting = gateway.step_aside
         with _stop_signals() as mailbox:
             try:
                 address = _listen(listener, settings)
@@ -132,7 +138,8 @@ class _Gateway:
     for a client that does not send its body, and for a long batch. So one thread takes requests
     from granian's queue and the others wait here. When it has been at one request for a tick of
     `watch`, one of them is let in to take its place, and it joins the others once it is done: that
-    measures like one thread.
+    measures like one thread. A request that is about to wait for the disk lets the next one in at
+    once (`step_aside`), so that many wait for one sync.
 
     A thread that granian starts comes with a request: it answers that, then joins the others too.
     """
@@ -178,10 +185,19 @@ class _Gateway:
                 taking = self._taking
                 now = (taking, taking.answered if taking else 0)
                 if taking is not None and taking.busy and now == seen:
-                    self._taking = self._waiting.pop() if self._waiting else None
-                    if self._taking is not None:
-                        self._taking.gate.release()
+                    self._let_in()
                 seen = now
+
+    def step_aside(self) -> None:
+        """Lets another thread in; called by the one that takes requests before it waits in one."""
+        with self._change:
+            if self._taking is self._this_thread():
+                self._let_in()
+
+    def _let_in(self) -> None:
+        self._taking = self._waiting.pop() if self._waiting else None
+        if self._taking is not None:
+            self._taking.gate.release()
 
     def close(self) -> None:
         """Sends the threads home; call it when there are no more requests."""

@@ -7,11 +7,10 @@ The journal is the truth and memory its fold: a transaction changes memory only 
 import fcntl
 import logging
 import os
-import sqlite3
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
-from seqfraud.context import ContextTable
-from seqfraud.errors import RequestError, RunError, SeqfraudError
+from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
-from serve.capture import Capture, Early, remember
-from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
-from serve.journal import Journal, LabelRecord, TransactionRecord
-from serve.labels import LabelBook
+from serve.capture import Capture
+from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
+from serve.log import SYSTEM_DISK, Disk
+from serve.memory import Memory
+from serve.records import Record
 from serve.snapshot import Piece, Snapshotter, read_newest, write_snapshot
-from serve.users import UserTable
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +40,12 @@ SNAPSHOT_S = 300.0
 """Seconds between snapshots."""
 SNAPSHOT_RECORDS = 5000
 """Fewer records are not worth one; a start folds them in within a second."""
+
+
+FIELDS = "fields"
+"""Key of the journal's note that says which fields its transactions have."""
+FOLD_ABOVE = 20_000
+"""That many are folded in one by one in about a second."""
 
 
 class Answer(msgspec.Struct):
@@ -80,14 +85,21 @@ class Service:
         bundle: Bundle,
         state: Path,
         clock: Callable[[], int] = system_clock,
+        promise: Promise = "process",
+        disk: Disk = SYSTEM_DISK,
         snapshot_every: float | None = SNAPSHOT_S,
         snapshot_records: int = SNAPSHOT_RECORDS,
+        fold_above: int = FOLD_ABOVE,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
         Args:
+            promise: with `disk`, what answers `score`, `score_batch` and `add_labels` is on disk before they return.
+            disk: what writes and syncs.
             snapshot_every: seconds between snapshots taken while the service runs; None: only `close` takes one.
             snapshot_records: such a snapshot is taken only if so many records came since the last.
+            fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
+                parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
         """
         self.bundle = bundle
         self._clock = clock
@@ -95,22 +107,28 @@ class Service:
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
         self._spec = manifest.graph
-        self._decoder = TransactionDecoder(manifest)
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
         self._lock = threading.RLock()
         self._snapshotting = threading.RLock()
         """Held while a snapshot is taken, which is before the service's lock, never after it."""
         self._snapshot_records = snapshot_records
+        self._fold_above = fold_above
         self._state = state
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
+        self.before_waiting: Callable[[], None] = lambda: None
+        """Called by a thread that is about to wait for the disk, so that others may be let in meanwhile."""
         with ExitStack() as opened:
-            self._folder_lock = _lock_folder(state)
+            self._folder_lock = lock_folder(state)
             opened.callback(self._folder_lock.release)
-            self._journal = Journal(state / "journal.sqlite")
+            self._journal = Journal(state, promise, disk=disk)
             opened.callback(self._journal.close)
-            _check_schema(self._journal, ",".join(manifest.schema.fields), state)
+            seen = self._journal.meta(FIELDS)
+            if seen is None:
+                self._journal.set_meta(FIELDS, ",".join(manifest.schema.fields))
+            else:
+                require_fields(seen, bundle, state)
             self._rebuild()
             opened.pop_all()
         self._snapshotter = (
@@ -126,47 +144,34 @@ class Service:
         since = read_newest(self._state, self.bundle.id, self._journal.last_seq, self._remember)
         if since is None:
             since = 0
-            self._remember(iter(()))
+            self._remember(())
         self._snapshot_seq = since
-        count = 0
-        for record in self._journal.after(since):
-            if isinstance(record, LabelRecord):
-                self._hear(record)
-            else:
-                self._replay(record, as_recorded=reads_alike[record.bundle])
-            count += 1
+        began, count = clock_time.perf_counter(), self._journal.last_seq - since
+        if count > self._fold_above:
+            for _ in self._memory.fold(self._journal.after(since), reads_alike.__getitem__, self._sequence):
+                pass
+        else:
+            for record in self._journal.after(since):
+                self._replay(record, reads_alike)
         if count:
-            _log.info("rebuilt from %d journal records after %d", count, since)
+            seconds = clock_time.perf_counter() - began
+            _log.info("%d journal records after %d folded into memory in %.1f s", count, since, seconds)
         self._ready = True
 
-    def _remember(self, pieces: Iterator[Piece]) -> None:
+    def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        manifest = self.bundle.manifest
-        self._context = ContextTable(manifest.context)
-        self._users = UserTable(manifest.graph, manifest.serve.window)
-        self._labels = LabelBook(self._context, self._find)
-        self._early: Early = remember(pieces, self._users, self._context, self._labels)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces)
+        self._users, self._context, self._labels = memory.users, memory.context, memory.labels
+        self._decoder = memory.decoder
 
-    def _replay(self, record: TransactionRecord, as_recorded: bool) -> None:
-        """Fold one journalled transaction into memory; its context as recorded, if this bundle defines it alike."""
-        try:
-            transaction = self._decoder.decode_stored(record.raw)
-        except RequestError as error:
-            where = f"{self._state}: record {record.seq} of the journal"
-            raise RunError(f"{where} is not what this bundle can score: {error.message}") from error
-        self._labels.advance(transaction.time)
-        rows = self._context.rows_of(transaction.entities)
-        if as_recorded:
-            context = np.frombuffer(record.context, dtype=np.float32)
-        else:
-            context = self._context.read(rows, transaction.time).astype(np.float32)
-        self._score(transaction, context).commit()
-        self._settle(record.seq, transaction, rows)
-
-    def _find(self, seq: int) -> tuple[int, npt.NDArray[np.int64]]:
-        record = self._journal.transaction_at(seq)
-        transaction = self._decoder.decode_stored(record.raw)
-        return transaction.time, self._context.rows_of(transaction.entities)
+    def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
+        """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
+        if isinstance(record, LabelRecord):
+            self._memory.hear(record)
+            return
+        taken = self._memory.take(record, reads_alike[record.bundle])
+        self._score(taken.transaction, taken.context).commit()
+        self._memory.settle(record.seq, taken.transaction, taken.rows)
 
     def close(self) -> None:
         """Write a snapshot and let the state folder go."""
@@ -210,9 +215,9 @@ class Service:
         with self._snapshotting:
             with self._lock:
                 seq = self._journal.last_seq
-                capture = Capture(self._lock, self._users, self._context, self._labels, self._early, pause)
+                capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_durable)
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
             finally:
                 with self._lock:
                     capture.end()
@@ -221,11 +226,9 @@ class Service:
     def _snapshot_due(self) -> bool:
         return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
 
-    def _wait_durable(self, seq: int) -> None:
+    def _wait_synced(self, seq: int) -> None:
         """Return once the journal is sure to have a record; a snapshot may not know more than the journal."""
-        wait = getattr(self._journal, "wait_durable", None)
-        if wait is not None:
-            wait(seq)
+        self._journal.wait_durable(seq)
         if not self._ready:
             raise RunError(f"{self._state}: the service was abandoned while a snapshot was being taken")
 
@@ -233,7 +236,9 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        return self._encode(self.score_one(self._decoder.decode(body)))
+        answer = self._encode(self.score_one(self._decoder.decode(body)))
+        self._wait_durable(self._journal.last_seq)
+        return answer
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
@@ -248,6 +253,7 @@ class Service:
                 results.append(self.score_one(self._decoder.decode(item)))
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
+        self._wait_durable(self._journal.last_seq)
         return self._encode({"results": results})
 
     def score_one(self, transaction: Transaction) -> Answer:
@@ -257,7 +263,7 @@ class Service:
                 self._require_ready()
                 known = self._journal.transaction(transaction.id)
                 return self._score_new(transaction) if known is None else self._again(known, transaction)
-        except sqlite3.Error as error:
+        except JournalError as error:
             _log.error("journal: %s", error)
             message = "the transaction could not be stored; nothing changed"
             raise RequestError(503, "storage_unavailable", message) from None
@@ -290,7 +296,7 @@ class Service:
             self._context.forget_newest(entities)
             raise
         scored.commit()
-        self._settle(seq, transaction, rows)
+        self._memory.settle(seq, transaction, rows)
         return answer
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
@@ -338,7 +344,7 @@ class Service:
             return Scored(float(step.outputs["probability"][0]), history, False, commit)
         history = self._journal.events_before(transaction.user, transaction.time)
         if users.is_too_late(slot, transaction.time):
-            self._run_step({s.name: s.to_batch(users.anchor[s.name][slot : slot + 1]) for s in spec.states})
+            self._run_step(users.anchor_states(slot))
 
             def count() -> None:
                 users.count(slot)
@@ -360,18 +366,21 @@ class Service:
             self._step.inputs[name][...] = value
         self._step.run_bound()
 
-    def _settle(self, seq: int, transaction: Transaction, rows: npt.NDArray[np.int64]) -> None:
-        """Count a transaction for its entities and start its label delay."""
-        self._context.add_transaction(rows, transaction.time, transaction.amount)
-        self._labels.opened(seq, transaction.time, rows)
-        for record in self._early.pop(transaction.id, ()):
-            self._labels.said(record.seq, seq, transaction.time, record.known_at, record.is_fraud)
+    def _wait_durable(self, seq: int) -> None:
+        """Keep the promise for every record up to `seq`; outside the lock, so that others come to share the sync."""
+        try:
+            self._journal.wait_durable(seq, self.before_waiting)
+        except JournalError as error:
+            message = "what was asked may be stored or not; ask again when the service has been started again"
+            raise RequestError(503, "storage_unavailable", message) from error
 
     # ---- labels
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        return self._encode(self.hear_labels(decode_labels(body)))
+        answer = self._encode(self.hear_labels(decode_labels(body)))
+        self._wait_durable(self._journal.last_seq)
+        return answer
 
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
@@ -379,12 +388,12 @@ class Service:
             self._require_ready()
             try:
                 counts, records = self._store_labels(labels)
-            except sqlite3.Error as error:
+            except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
                 raise RequestError(503, "storage_unavailable", message) from None
             for record in records:
-                self._hear(record)
+                self._memory.hear(record)
             return counts
 
     def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
@@ -414,20 +423,11 @@ class Service:
         self._journal.append_labels(records)
         return counts, records
 
-    def _hear(self, record: LabelRecord) -> None:
-        """Let a stored label wait for its time."""
-        found = self._journal.seq_of(record.transaction_id)
-        if found is None or found[0] > record.seq:
-            # tuples: a snapshot that is being written shares them
-            self._early[record.transaction_id] = (*self._early.get(record.transaction_id, ()), record)
-        else:
-            self._labels.said(record.seq, found[0], found[1], record.known_at, record.is_fraud)
-
     # ---- looking
 
     def transaction(self, transaction_id: str) -> bytes:
         """The answer as it was given. Raises RequestError 404."""
-        with self._lock:
+        with self._lock, _readable():
             record = self._journal.transaction(transaction_id)
         if record is None:
             raise RequestError(404, "unknown_transaction", f"no transaction {transaction_id!r:.80} was scored here")
@@ -435,7 +435,7 @@ class Service:
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
-        with self._lock:
+        with self._lock, _readable():
             slot = self._users.slots.get(user)
             if slot is None or not self._users.accepted[slot]:
                 raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
@@ -468,7 +468,7 @@ class Service:
 
     def ready(self) -> bool:
         """Whether a transaction posted now would be scored."""
-        return self._ready
+        return self._ready and not self._journal.failed
 
     def _require_ready(self) -> None:
         if not self._ready:
@@ -486,6 +486,15 @@ class Service:
         return self._decoder.decode(self._encode(row))
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except JournalError as error:
+        _log.error("journal: %s", error)
+        raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
 def _no_pause(seconds: float) -> None:
     """Nobody waits for the processor."""
 
@@ -501,7 +510,8 @@ class FolderLock:
         os.close(self._descriptor)
 
 
-def _lock_folder(state: Path) -> FolderLock:
+def lock_folder(state: Path) -> FolderLock:
+    """Take a state folder for this process. Raises RunError where another has it."""
     try:
         state.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -515,13 +525,11 @@ def _lock_folder(state: Path) -> FolderLock:
     return FolderLock(descriptor)
 
 
-def _check_schema(journal: Journal, fields: str, state: Path) -> None:
-    """A journal belongs to one set of declared fields."""
-    seen = journal.meta("fields")
-    if seen is None:
-        journal.set_meta("fields", fields)
-    elif seen != fields:
-        raise RunError(f"{state}: the journal holds the fields {seen}; the bundle declares {fields}")
+def require_fields(seen: str, bundle: Bundle, state: Path) -> None:
+    """A journal belongs to one set of declared fields. Raises RunError for a bundle with another."""
+    declared = ",".join(bundle.manifest.schema.fields)
+    if seen != declared:
+        raise RunError(f"{state}: the journal holds the fields {seen}; the bundle declares {declared}")
 
 
 def _note_context(journal: Journal, bundle: Bundle) -> None:

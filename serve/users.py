@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from seqfraud.cut import Cut
 from seqfraud.graph import NEXT, GraphSpec
-from seqfraud.runtime import SequenceGraph, StepGraph
+from seqfraud.runtime import SequenceGraph, StepGraph, unpacked
 
 Array = npt.NDArray[Any]
 FIRST_CAPACITY = 256
@@ -120,7 +120,7 @@ class UserTable:
             self.cut.keep((slot,))
         held = int(self.held[slot])
         if held == 2 * self.window:
-            self._drop_oldest(slot)
+            self.drop_oldest(slot)
             held = self.window
         self.integers[slot, held] = step.inputs["integers"][0]
         if "values" in step.inputs:
@@ -131,14 +131,15 @@ class UserTable:
         self.held[slot] = held
         self.newest[slot] = time
         if held == self.window:
-            self._keep_middle(slot)
+            self.keep_middle(slot)
 
-    def _keep_middle(self, slot: int) -> None:
+    def keep_middle(self, slot: int | Array) -> None:
+        """Copy the state after the oldest W events, which the anchor moves to when they are dropped."""
         for name, middle in self.middle.items():
             middle[slot] = self.now[name][slot]
 
-    def _drop_oldest(self, slot: int) -> None:
-        """Drop the oldest W of 2 W events: the anchor moves to the state after them."""
+    def drop_oldest(self, slot: int | Array) -> None:
+        """Drop the oldest W of 2 W events of one user or several: the anchor moves to the state after them."""
         w = self.window
         self.anchor_time[slot] = self.integers[slot, w - 1, 0]
         for array in (self.integers, self.values):
@@ -147,7 +148,7 @@ class UserTable:
             anchor[slot] = self.middle[name][slot]
         self.dropped[slot] += w
         self.held[slot] = w
-        self._keep_middle(slot)
+        self.keep_middle(slot)
 
     def place_of(self, slot: int, time: int) -> int:
         """Index in the ring at which an event of that time belongs: after those of the same time."""
@@ -156,13 +157,20 @@ class UserTable:
 
     def states_at(self, slot: int, place: int, graph: SequenceGraph) -> dict[str, Array]:
         """The states, as graph inputs of batch 1, before the ring's event `place`."""
-        begin, states = 0, self.anchor
-        if place >= self.window:
-            begin, states = self.window, self.middle
-        before = {s.name: s.to_batch(states[s.name][slot : slot + 1]) for s in self.spec.states}
+        if place < self.window:
+            begin, before = 0, self.anchor_states(slot)
+        else:
+            begin, before = self.window, self._as_inputs(self.middle, slot)
         if place == begin:
             return before
         return self._advance(slot, begin, place, before, graph)
+
+    def anchor_states(self, slot: int) -> dict[str, Array]:
+        """The states, as graph inputs of batch 1, before the ring's oldest event."""
+        return self._as_inputs(self.anchor, slot)
+
+    def _as_inputs(self, stage: Mapping[str, Array], slot: int) -> dict[str, Array]:
+        return {s.name: s.to_batch(stage[s.name][slot : slot + 1]) for s in self.spec.states}
 
     def insert(self, slot: int, place: int, integers: Array, values: Array | None, graph: SequenceGraph) -> None:
         """Insert a late event at its place and rebuild the later states."""
@@ -172,7 +180,7 @@ class UserTable:
         new = {"integers": np.insert(self.integers[slot, :held], place, integers, axis=0)}
         new["values"] = np.insert(self.values[slot, :held], place, 0 if values is None else values, axis=0)
         w = self.window
-        states = {s.name: s.to_batch(self.anchor[s.name][slot : slot + 1]) for s in self.spec.states}
+        states = self.anchor_states(slot)
         # states at every multiple of W, then at the end
         self.integers[slot, : held + 1] = new["integers"]
         self.values[slot, : held + 1] = new["values"]
@@ -204,17 +212,9 @@ class UserTable:
         self, slot: int, begin: int, end: int, states: Mapping[str, Array], graph: SequenceGraph
     ) -> dict[str, Array]:
         """States after the ring's events begin to end, from the states before them."""
-        integers, values = self.integers[slot, begin:end], self.values[slot, begin:end]
-        spec = self.spec
-        inputs: dict[str, Array] = {"event_time": integers[None, :, 0], "length": np.array([end - begin])}
-        if spec.categorical:
-            inputs["categorical"] = integers[None, :, 1:]
-        if spec.numeric:
-            inputs["numeric"] = values[None, :, : spec.numeric]
-        if spec.context:
-            inputs["context"] = values[None, :, spec.numeric :]
-        outputs = graph.run({k: np.ascontiguousarray(v) for k, v in {**inputs, **states}.items()})
-        return {s.name: outputs[s.name + NEXT] for s in spec.states}
+        inputs = unpacked(self.spec, self.integers[slot, None, begin:end], self.values[slot, None, begin:end])
+        outputs = graph.run({**inputs, "length": np.array([end - begin]), **states})
+        return {s.name: outputs[s.name + NEXT] for s in self.spec.states}
 
     def _in_use(self, held: Array, dropped: Array) -> dict[str, Array]:
         """Masks of the arrays that are partly in use, [N] or [N, events]; the rest is as it was made, or left over."""

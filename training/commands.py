@@ -1,4 +1,4 @@
-"""`seqfraud simulate`, `seqfraud init`, `seqfraud train` and `seqfraud evaluate`."""
+"""`seqfraud simulate`, `init`, `train`, `evaluate`, `importance` and `baselines`."""
 
 import sys
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from seqfraud.console import bar, figure, print_cleaning, print_json
+from training.importance import REPEATS
 from training.loop import Progress
 from training.resume import Epoch
 
@@ -22,21 +23,29 @@ def simulate(
     users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
     days: Annotated[int, typer.Option(help="Number of days.")] = 120,
     seed: Annotated[int, typer.Option(help="Same seed, same transactions.")] = 7,
+    drift: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND@DATE[:FACTOR[:FRAUD_KIND]]",
+            help="A change from a date on, may be given several times: inflation@2025-04-01:1.2 multiplies amounts, "
+            "new_pattern@2025-04-01 begins a kind of fraud not seen before, fraud_rate@2025-04-01:3:test_burst makes "
+            "one kind more frequent.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make transactions with fraud that depends on history, merchant compromises and plain large amounts.
 
-    Example: seqfraud simulate --out transactions.parquet --users 2000 --days 120
-    """
-    from training.simulate import Simulation, simulate_to
+    The first day is 2025-01-01.
 
+    Example: seqfraud simulate --out transactions.parquet --users 2000 --days 120 --drift new_pattern@2025-04-01
+    """
+    from training.simulate import Simulation, parse_drift, simulate_to
+
+    settings = Simulation(users=users, days=days, seed=seed, drift=tuple(parse_drift(text) for text in drift or ()))
     out.parent.mkdir(parents=True, exist_ok=True)
     with bar("simulating", None) as progress:
-        summary = simulate_to(
-            Simulation(users=users, days=days, seed=seed),
-            out,
-            lambda done, of: progress.show(done, f"simulating /{of}"),
-        )
+        summary = simulate_to(settings, out, lambda done, of: progress.show(done, f"simulating /{of}"))
     if json:
         print_json({name: str(value) if name in ("first", "last") else value for name, value in vars(summary).items()})
         return
@@ -85,6 +94,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted training in that folder.")
     ] = False,
+    select: Annotated[
+        bool,
+        typer.Option("--select", help="Drop inputs that the validation days do not need; trains up to five models."),
+    ] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -96,13 +109,21 @@ def train(
     from training.tensorboard import logged
 
     folder = out if out is not None else Path("runs") / config.stem
+
+    def say(words: str) -> None:
+        if not json:
+            print(words, file=sys.stderr)
+
     with epochs_bar(quiet=json) as shown, logged(tensorboard, shown) as progress:
-        metrics = train_run(config, data, folder, device, progress, resume)
+        metrics = train_run(config, data, folder, device, progress, resume, select, say)
     if json:
         print_json(metrics)
         return
     print_cleaning(metrics["cleaning"])
     print_figures(metrics)
+    if select:
+        chosen = metrics["selection"]
+        print(f"kept: {', '.join(chosen['kept'])}; dropped: {', '.join(chosen['dropped']) or 'nothing'}")
     print(f"best epoch {metrics['best_epoch']} of {len(metrics['epochs'])}; run folder: {folder}")
 
 
@@ -124,6 +145,35 @@ def evaluate(
         print_json(metrics)
     else:
         print_figures(metrics)
+
+
+def importance(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    data: DataOption = None,
+    repeats: Annotated[int, typer.Option(min=2, help="Permutations of each input.")] = REPEATS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Permute each input on the validation days: how far does the average precision fall? Then in the report too.
+
+    Example: seqfraud importance runs/demo --repeats 20
+    """
+    from seqfraud.nn.checkpoint import load_run
+    from training.run import importance_of_run
+
+    trained = load_run(run)
+    with bar("permuting", None) as progress:
+        found = importance_of_run(
+            trained, data, device, repeats, lambda done, of, name: progress.show(done, f"{name} /{of}")
+        )
+    if json:
+        print_json(found.as_dict())
+        return
+    print(f"average precision {found.average_precision:.4f} on {found.rows:,} validation rows, {found.frauds:,} frauds")
+    width = max(len(str(f.input)) for f in found.figures)
+    print(f"{'permuted':{width}}{'fall':>10}{'deviation':>12}")
+    for f in found.figures:
+        print(f"{f.input!s:{width}}{f.mean:>10.4f}{f.deviation:>12.4f}")
 
 
 def baselines(
@@ -168,6 +218,8 @@ def epochs_bar(quiet: bool) -> Iterator[Progress]:
 
         def progress(epoch: int, share: float, events: int, report: Epoch | None) -> None:
             if report is not None:
+                if report.epoch == 1:  # --select fits more than one model
+                    best.clear()
                 best.append(report.validation_average_precision)
                 if not quiet:
                     print(

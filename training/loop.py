@@ -34,6 +34,15 @@ class Fit:
     history: list[Epoch] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model, not yet calibrated, with what it was fitted on."""
+
+    prepared: Prepared
+    model: SequenceModel
+    fit: Fit
+
+
 Progress = Callable[[int, float, int, Epoch | None], None]
 """Called with (epoch, share of the epoch done, events seen in it, the epoch when it is complete)."""
 
@@ -88,29 +97,83 @@ def walk(
     mixed: bool,
 ) -> Iterator[tuple[Chunk, Tensor]]:
     """The logits [B, T] of each chunk of a group of users, states carried from chunk to chunk."""
+    for chunk, outputs in walk_outputs(model, data, encoded, users, events, wants_gradient, mixed):
+        yield chunk, outputs["logit"].float()
+
+
+def walk_outputs(
+    model: SequenceModel,
+    data: DeviceData,
+    encoded: Encoded,
+    users: npt.NDArray[np.int64],
+    events: int,
+    wants_gradient: Callable[[Chunk], bool],
+    mixed: bool,
+    start: Mapping[str, Tensor] | None = None,
+) -> Iterator[tuple[Chunk, dict[str, Tensor]]]:
+    """`walk` with all that the model gives; `start` holds the group's states before its first events, if it has any."""
     outputs: dict[str, Tensor] = {}
     for chunk in chunks(encoded, users, events):
         batch = len(chunk.length)
-        states = model.initial_states(batch, data.device) if chunk.first else carried(model, outputs, batch)
+        if not chunk.first:
+            states = carried(model, outputs, batch)
+        elif start is None:
+            states = model.initial_states(batch, data.device)
+        else:
+            states = {spec.name: start[spec.name].narrow(spec.batch_axis, 0, batch) for spec in model.graph.states}
         gradient = torch.is_grad_enabled() and wants_gradient(chunk)
         with (
             torch.set_grad_enabled(gradient),
             torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=mixed),
         ):
             outputs = model({**data.inputs(chunk), **states})
-        yield chunk, outputs["logit"].float()
+        yield chunk, outputs
 
 
-def score_logits(model: SequenceModel, data: DeviceData, encoded: Encoded, events: int) -> npt.NDArray[np.float32]:
-    """float32 [N] uncalibrated logits of every encoded row up to each user's end; NaN beyond it."""
+def score_logits(
+    model: SequenceModel,
+    data: DeviceData,
+    encoded: Encoded,
+    events: int,
+    start: Mapping[str, Tensor] | None = None,
+) -> npt.NDArray[np.float32]:
+    """float32 [N] uncalibrated logits of every encoded row up to each user's end; NaN beyond it.
+
+    `start` holds the states of all users before their first rows; left out, they are the initial ones.
+    """
     out = np.full(len(encoded), np.nan, dtype=np.float32)
-    model.eval()
-    with torch.no_grad():
-        for users in group_users(encoded.lengths(), EVALUATION_USERS):
-            for chunk, logit in walk(model, data, encoded, users, events, lambda _: False, mixed=False):
-                real = chunk.rows >= 0
-                out[chunk.rows[real]] = logit.cpu().numpy()[real]
+    for chunk, _, outputs in _scored(model, data, encoded, events, start):
+        real = chunk.rows >= 0
+        out[chunk.rows[real]] = outputs["logit"].float().cpu().numpy()[real]
     return out
+
+
+def states_after(model: SequenceModel, data: DeviceData, encoded: Encoded, events: int) -> dict[str, Tensor]:
+    """The states of all users after their last rows; of users who have none, the initial ones."""
+    states = model.initial_states(len(encoded.begin), data.device)
+    for chunk, users, outputs in _scored(model, data, encoded, events):
+        batch = len(chunk.length)
+        after = carried(model, outputs, batch)
+        at = torch.from_numpy(users[:batch]).to(data.device)
+        for spec in model.graph.states:
+            # a user who goes on is written again with the next chunk
+            states[spec.name].index_copy_(spec.batch_axis, at, after[spec.name])
+    return states
+
+
+def _scored(
+    model: SequenceModel, data: DeviceData, encoded: Encoded, events: int, start: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[Chunk, npt.NDArray[np.int64], dict[str, Tensor]]]:
+    """Every chunk with its group of users and what the model gives for it, without gradients."""
+    model.eval()
+    for users in group_users(encoded.lengths(), EVALUATION_USERS):
+        theirs = None
+        if start is not None:
+            at = torch.from_numpy(users).to(data.device)
+            theirs = {spec.name: start[spec.name].index_select(spec.batch_axis, at) for spec in model.graph.states}
+        walked = walk_outputs(model, data, encoded, users, events, lambda _: False, mixed=False, start=theirs)
+        for chunk, outputs in walked:
+            yield chunk, users, outputs
 
 
 def positive_weight(setting: float | str, label: npt.NDArray[np.int8]) -> float:

@@ -41,7 +41,7 @@ from seqfraud.config import (
 )
 from seqfraud.errors import ConfigError, DataError, SeqfraudError
 from seqfraud.files import replaced_file
-from seqfraud.reading import column_names, data_files, read_transactions
+from seqfraud.reading import CSV_FORMAT, column_names, csv_error, csv_texts, data_files, read_transactions
 from seqfraud.schema import schema_of
 from training.split import rows_of, split_of
 
@@ -58,8 +58,6 @@ Progress = Callable[[int], None]
 
 SAMPLE_ROWS = 1_000_000
 """Files with more rows are judged by a random sample of at most so many; memory depends on this and not on the file."""
-CSV_NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-"""What `seqfraud.reading` takes for a missing cell of a CSV file."""
 READABLE = 0.98
 """Share of a column's texts that must read as numbers, times or addresses for the column to be of that kind."""
 FEW_VALUES = 1000
@@ -125,6 +123,8 @@ LONGITUDE_WORDS = ("long", "lon", "lng", "longitude")
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SHORTEST_PART = 4
 """Shorter words count only as a whole token: "card" is in "cardholder", "cc" is not in "account"."""
+_WHOLE = ("count",)
+"""Longer words that count only as a whole token, too: others hold them by chance, such as "account" and "country"."""
 
 
 def tokens_of(name: str) -> list[str]:
@@ -136,7 +136,8 @@ def says(name: str, words: Iterable[str]) -> bool:
     """Whether a name has one of the words as a token, or, for longer ones, as a token's beginning or end."""
     tokens = tokens_of(name)
     return any(
-        token == word or (len(word) >= _SHORTEST_PART and (token.startswith(word) or token.endswith(word)))
+        token == word
+        or (len(word) >= _SHORTEST_PART and word not in _WHOLE and (token.startswith(word) or token.endswith(word)))
         for word in words
         for token in tokens
     )
@@ -253,6 +254,9 @@ class Inspection:
         """Whether two columns are equal up to spelling: the same rows have equal values."""
         if a.distinct != b.distinct or a.nulls != b.nulls or a.distinct < 2:
             return False
+        if a.unique:  # any two such columns have a group for each row
+            one, other = self.values.get(a.name), self.values.get(b.name)
+            return one is not None and other is not None and bool(np.array_equal(one, other, equal_nan=True))
         return self._pairs(a.name, b.name) == a.distinct + (a.nulls > 0)
 
     def constant_within(self, column: ColumnFacts, user: str) -> bool:
@@ -307,20 +311,21 @@ def _batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
     files = data_files(path)
     try:
         if files[0].name.endswith((".csv", ".csv.gz")):
-            convert = pa.csv.ConvertOptions(
-                column_types={name: pa.string() for name in names},
-                include_columns=names,
-                strings_can_be_null=True,
-                null_values=list(CSV_NULLS),
-            )
             for file in files:
-                with pa.csv.open_csv(file, convert_options=convert) as reader:
-                    yield from reader
+                yield from _csv_batches(file, names)
         else:
             parquet = pa.dataset.dataset([str(file) for file in files], format="parquet")
             yield from parquet.to_batches(batch_size=65_536)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError, OSError) as error:
         raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _csv_batches(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pa.csv.open_csv(file, parse_options=CSV_FORMAT, convert_options=csv_texts(names)) as reader:
+            yield from reader
+    except (pa.ArrowInvalid, OSError) as error:
+        raise csv_error(file, error, names) from error
 
 
 def _sample(batches: Iterator[pa.RecordBatch], limit: int, progress: Progress) -> tuple[pa.Table | None, int]:
@@ -442,6 +447,8 @@ def _number_kind(figures: Floats) -> Kind:
 def _read_texts(values: pa.Array, counts: npt.NDArray[np.int64]) -> tuple[Kind, Floats | None, dict[str, float]]:
     """Kind of texts, their figures [D] where they have some, and the shares of rows that could be read as each kind."""
     shares = {}
+    if len(values) <= 4 and {text.lower() for text in values.to_pylist()} <= {"true", "false"}:
+        return "boolean", np.array([float(text.lower() == "true") for text in values.to_pylist()]), {"number": 1.0}
     readers: tuple[tuple[str, Callable[[pa.Array], Floats]], ...] = (("number", _numbers), ("time", _times))
     for name, reader in readers:
         shares[name], figures = _share_read(values, counts, reader)
@@ -811,7 +818,7 @@ class _Draft:
 
     def leave_out(self, facts: ColumnFacts) -> None:
         """Leave out what holds nothing, repeats another column or gives the answer away."""
-        why = _useless(facts) or self._repeated(facts) or self._leak(facts)
+        why = self._repeated(facts) or _useless(facts) or self._leak(facts)
         if why:
             self.give(facts, "left out", why)
 
@@ -1194,7 +1201,6 @@ def check(config: Config, data: Path) -> Check:
 # --- TOML -----------------------------------------------------------------------------------------
 
 WIDTH = 118
-LABEL_EXAMPLE = "is_fraud"
 
 
 def to_toml(proposal: Proposal, folder: Path, checked: Check | None = None) -> str:
@@ -1239,7 +1245,7 @@ def _data_lines(proposal: Proposal, folder: Path) -> list[str]:
     missing = "No label was found. Training needs a column of 0 (honest) and 1 (fraud); put its name here:"
     lines += _key(proposal, "label", "label", missing)
     if proposal.one("label") is None:
-        lines.append(f'# label = "{LABEL_EXAMPLE}"')
+        lines.append('# label = "is_fraud"')
     lines += _key(proposal, "label_known_at", "label known at", "")
     source = "nine of ten in the column above" if proposal.one("label known at") else "assumed, the file does not say"
     lines += _comment(f"How long after its transaction a fraud is known ({source}). It sets the gap before the test "

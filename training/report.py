@@ -23,10 +23,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from seqfraud.config import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, parse_instant
+from seqfraud.config import DAY_MS, duration_words, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.metrics import Interval, precision_recall_curve
 from seqfraud.policy import NEVER
+from training.importance import Importance
 from training.report_data import (
     GRU,
     TOP,
@@ -88,12 +89,10 @@ def render_report(content: ReportContent) -> str:
         columns=_model_columns(content, found),
         choices=_choices(content),
         periods=_periods(content),
-        cleaning=_flattened(content.cleaning),
         charts=_charts(content, found),
         timelines=[_timeline(content, i, miss) for i, miss in enumerate(content.misses)],
         span=span,
         little_fraud=TOO_LITTLE_FRAUD,
-        is_number=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     )
 
 
@@ -106,7 +105,7 @@ class Verdict:
 
     level: str
     headline: str
-    paragraph: str
+    paragraphs: tuple[str, ...]
     cautions: tuple[str, ...]
 
 
@@ -172,6 +171,10 @@ def _choices(content: ReportContent) -> tuple[Choice, ...]:
                 *ap,
             )
         )
+    if "selection" in metrics:
+        kept, dropped = (len(metrics["selection"][key]) for key in ("kept", "dropped"))
+        how = "the fewest whose average precision on the validation days is about that of all"
+        out.append(Choice("inputs", f"{kept} of {kept + dropped}", how, "average precision", *ap))
     method = {"platt": "Platt scaling", "none": "none"}[config.calibration.method]
     out.append(
         Choice("calibration", method, "log-loss on the validation days", "slope (1 is calibrated)", *slope)
@@ -211,9 +214,11 @@ def verdict_on(content: ReportContent, found: Assessment) -> Verdict:
         return Verdict(
             "unknown",
             "Not tested",
-            "The data hold no labelled rows in the test days, so nothing here says how good the model is on days it "
-            "has not seen. The figures of the validation days flatter: epochs, calibration and thresholds were chosen "
-            "on them.",
+            (
+                "The data hold no labelled rows in the test days, so nothing here says how good the model is on days "
+                "it has not seen. The figures of the validation days flatter: epochs, calibration and thresholds were "
+                "chosen on them.",
+            ),
             content.notes,
         )
     test = metrics["test"]
@@ -224,13 +229,13 @@ def verdict_on(content: ReportContent, found: Assessment) -> Verdict:
     ]
     if test["average_precision"] is None:
         words.append("no figure of detection is defined, because there is no fraud.")
-        return Verdict("unknown", "No fraud in the test days", " ".join(words), content.notes)
+        return Verdict("unknown", "No fraud in the test days", (" ".join(words),), content.notes)
     words.append(f"the {GRU} reaches an average precision of {decimal(test['average_precision'])}")
     words.append(f"(95 % interval {span(found.rows[0].interval, decimal)};")
     words.append(f"ranking at random would give {decimal(test['frauds'] / len(held))}).")
     level, headline, comparison = _compared(found, test["frauds"])
-    words += [comparison, _use(content, found), _calibration_words(found)[1]]
-    return Verdict(level, headline, " ".join(part for part in words if part), _cautions(content, found))
+    paragraphs = (" ".join([*words, comparison]), _use(content, found), _calibration_words(found))
+    return Verdict(level, headline, tuple(part for part in paragraphs if part), _cautions(content, found))
 
 
 def _compared(found: Assessment, frauds: int) -> tuple[str, str, str]:
@@ -289,8 +294,8 @@ def pooled(bins: Sequence[Bin]) -> tuple[float, Between]:
     return said, Between(hits / count, *wilson(hits, count))
 
 
-def _calibration_words(found: Assessment) -> tuple[bool, str]:
-    """Whether the probabilities can be taken at their word, and a sentence that says so."""
+def _calibration_words(found: Assessment) -> str:
+    """Whether the probabilities can be taken at their word."""
     parts = []
     fine = True
     for bins, where in ((found.calibration, "over all rows"), (found.calibration_top, "in the highest-scored 1 %")):
@@ -308,7 +313,7 @@ def _calibration_words(found: Assessment) -> tuple[bool, str]:
         tilt = f"; the slope of {decimal(slope, 2)} says that they are {extreme}"
     start = "Its probabilities can be taken at their word" if fine else "Calibration is off"
     end = "" if fine else "; the ranking does not suffer, but thresholds and expected losses do"
-    return fine, f"{start}: {'; '.join(parts)}{tilt}{end}."
+    return f"{start}: {'; '.join(parts)}{tilt}{end}."
 
 
 def _cautions(content: ReportContent, found: Assessment) -> tuple[str, ...]:
@@ -328,7 +333,8 @@ def _cautions(content: ReportContent, found: Assessment) -> tuple[str, ...]:
         )
     frauds = int((content.validation_label == 1).sum())
     if 0 < frauds < LITTLE_FRAUD:
-        out.append(f"Thresholds and calibration rest on {frauds:,} frauds in the validation days.")
+        what = "The choice of inputs, thresholds" if "selection" in metrics else "Thresholds"
+        out.append(f"{what} and calibration rest on {frauds:,} frauds in the validation days.")
     if content.thresholds.decline == NEVER:
         out.append(
             "Nothing is declined: no cut on the validation days reached a precision of "
@@ -397,15 +403,6 @@ class Period:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """A table of anything."""
-
-    name: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-
-
-@dataclass(frozen=True)
 class Chart:
     """A drawn chart; `alt` says in words what it shows."""
 
@@ -426,13 +423,8 @@ def moment_text(ms: int) -> str:
 
 
 def gap_text(ms: int | None) -> str:
-    """A duration in its largest unit."""
-    if ms is None:
-        return "first"
-    for unit, size in (("d", DAY_MS), ("h", HOUR_MS), ("min", MINUTE_MS)):
-        if ms >= 2 * size:
-            return f"{ms / size:.0f} {unit}"
-    return f"{ms / SECOND_MS:.0f} s"
+    """The time since the event before."""
+    return "first" if ms is None else duration_words(ms)
 
 
 def _tiles(content: ReportContent, found: Assessment) -> list[Tile]:
@@ -486,7 +478,7 @@ def _model_columns(content: ReportContent, found: Assessment) -> list[Column]:
             text = "–" if gap is None else f"{'+' if gap.difference >= 0 else ''}{decimal(gap.difference)}"
             below = "" if gap is None else f"{decimal(gap.low)} to {decimal(gap.high)}"
             cells.append(Cell(text, None if gap is None else gap.difference, below))
-        columns.append(Column(f"{GRU} less this model", "same rows and draws", tuple(cells)))
+        columns.append(Column(f"{GRU} minus this", "same rows and draws", tuple(cells)))
     budget = budget_text(rows[0].figures)
     columns += [
         column("ROC AUC", "", "roc_auc", decimal),
@@ -514,31 +506,6 @@ def _periods(content: ReportContent) -> list[Period]:
         for name, kind, low, high, count in stretches
         if low in at and high in at and at[high] > at[low]
     ]
-
-
-def _flattened(report: Mapping[str, Any], prefix: str = "") -> tuple[list[tuple[str, Any]], list[Listing]]:
-    """Single figures and tables of a nested report, whatever its keys are."""
-    figures: list[tuple[str, Any]] = []
-    tables: list[Listing] = []
-    for key, value in report.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            more_figures, more_tables = _flattened(value, f"{name}: ")
-            figures += more_figures
-            tables += more_tables
-        elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
-            columns = tuple(dict.fromkeys(column for item in value for column in item))
-            rows = tuple(tuple(_plain(item.get(column, "")) for column in columns) for item in value)
-            tables.append(Listing(name, columns, rows))
-        else:
-            figures.append((name, _plain(value)))
-    return figures, tables
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value) or "none"
-    return "–" if value is None else value
 
 
 # --- Charts ---------------------------------------------------------------------------------------
@@ -579,7 +546,9 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-SMALL = (4.7, 3.3)
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "columnspacing": 1.2}
+"""A legend over the axes, where it hides nothing."""
+SMALL = (4.7, 3.6)
 """Inches; in the page a chart is as wide as its column, about this wide on a telephone."""
 
 
@@ -636,13 +605,14 @@ def _charts(content: ReportContent, found: Assessment) -> dict[str, Chart]:
         charts["scores"] = _scores(content)
     if content.epochs:
         charts["loss"], charts["epochs"] = _training(content)
+    if content.importance is not None:
+        charts["importance"] = _importance(content.importance)
     return charts
 
 
 def _precision_recall(content: ReportContent, found: Assessment) -> Chart:
     held = content.held_out
     rate = float(held.fraud.mean())
-    highest = max(float(row.figures["average_precision"]) for row in found.rows)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -661,7 +631,7 @@ def _precision_recall(content: ReportContent, found: Assessment) -> Chart:
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall: share of the frauds caught", ylabel="precision")
         for axis in (axes.xaxis, axes.yaxis):
             _shares(axis)
-        axes.legend(loc="lower left" if highest > 0.6 else "upper right", title="average precision")
+        axes.legend(title="average precision", **ABOVE, ncols=2)
 
     alt = f"Precision against recall on the test rows for {', '.join(model.name for model in content.models)}."
     caption = (
@@ -780,15 +750,15 @@ def _scores(content: ReportContent) -> Chart:
                 label = f"{name} ({int(mask.sum()):,})"
                 axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
                 axes.stairs(share, edges, color=colour, linewidth=1.3, label=label)
-        top = axes.get_ylim()[1]
+        top = 1.3 * axes.get_ylim()[1]  # room for the names of the thresholds
         for value, names, _ in _cuts(content):
             at = float(_log_odds(np.array(value)))
             axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-            axes.text(at + 0.1, top, names, rotation=90, va="top", ha="left", fontsize=8)
+            axes.text(at - 0.08, top, names, rotation=90, va="top", ha="right", fontsize=8)
         axes.set(xlim=(low, high), ylim=(0, top), xlabel="probability (log-odds axis)", ylabel="share of the class")
         _log_odds_ticks(axes.xaxis, low, high)
         _shares(axes.yaxis)
-        axes.legend(loc="upper right")
+        axes.legend(**ABOVE, ncols=2)
 
     alt = "Distribution of the test probabilities of honest transactions and of frauds on a log-odds axis."
     caption = (
@@ -802,7 +772,7 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
     marked = found.rows[0].figures.get("alerts_per_day")
     what = "fraud money" if content.held_out.amount is not None else "frauds"
 
-    def chart(key: str, title: str, ylabel: str, caption: str, legend: Any) -> Chart:
+    def chart(key: str, title: str, ylabel: str, caption: str) -> Chart:
         def paint(figure: Figure) -> None:
             axes = figure.add_subplot()
             for model, curve, look in zip(content.models, found.curves, _looks(content), strict=True):
@@ -812,7 +782,7 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
             axes.set(xscale="log", ylim=(0, 1.02), xlabel="alerts a day", ylabel=ylabel)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             _shares(axes.yaxis)
-            axes.legend(loc=legend)
+            axes.legend(**ABOVE, ncols=2)
 
         alt = f"{title}: {ylabel} against alerts a day for {', '.join(m.name for m in content.models)}."
         return Chart(title, _draw(f"budget_{key}", alt, paint), caption)
@@ -824,14 +794,12 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
             f"Alerts against {what} caught",
             f"share of a day's {what} caught",
             f"A day's budget goes to its highest scores; the mean over days of the share of {what} among them.{line}",
-            "upper left",
         ),
         chart(
             "precision",
             "Alerts against precision",
             "share of alerts that are fraud",
             "The price of a larger budget: the mean over days of the share of a day's alerts that are fraud.",
-            "upper right",
         ),
     )
 
@@ -852,13 +820,13 @@ def _training(content: ReportContent) -> tuple[Chart, Chart]:
                 axes.annotate(
                     f"epoch {best}: {y:.4f}",
                     (best, y),
-                    xytext=(0, 11 if key == "loss" else -17),
+                    xytext=(0, 11),
                     textcoords="offset points",
                     ha="right" if best > sum(epochs) / len(epochs) else "left",
                     fontsize=8.5,
                 )
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-            axes.margins(y=0.15)
+            axes.margins(y=0.22)
             axes.set(xlabel="epoch", ylabel=ylabel)
 
         alt = f"{title}: {', '.join(f'{value:.4f}' for value in values)}."
@@ -873,6 +841,30 @@ def _training(content: ReportContent) -> tuple[Chart, Chart]:
             "Ringed: the epoch whose weights were kept. The figure flatters, because it was the one that chose.",
         ),
     )
+
+
+def _importance(importance: Importance) -> Chart:
+    figures = importance.figures[::-1]  # the first bar is drawn at the bottom
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        names = [str(f.input) for f in figures]
+        error = {"ecolor": INK, "elinewidth": 1.2}
+        axes.barh(
+            names, [f.mean for f in figures], 0.6, xerr=[f.deviation for f in figures], color=MODEL, error_kw=error
+        )
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set(xlabel="fall of the average precision")
+
+    alt = f"Fall of the average precision by permuted input: {', '.join(f'{f.input} {f.mean:.4f}' for f in figures[::-1])}."
+    caption = (
+        f"How far the average precision on the validation days, {decimal(importance.average_precision)}, falls when the "
+        "values of one input are shuffled among their rows. Lines: one standard deviation over the repeats."
+    )
+    size = (SMALL[0], 0.9 + 0.27 * len(figures))
+    return Chart("Permutation importance", _draw("importance", alt, paint, size), caption)
 
 
 def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
@@ -903,7 +895,7 @@ def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
                 axes.plot([known[k][0] for k in at], odds[at], linestyle="none", markersize=5, label=name, **look)
         axes.set(ylim=(low, high), ylabel="probability")
         _log_odds_ticks(axes.yaxis, low, high)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+        axes.legend(**ABOVE, ncols=3)
         if has_amounts:
             below = rows[1][0]
             below.axvspan(miss.at - 0.5, miss.at + 0.5, color=FRAUD, alpha=0.12, linewidth=0)
@@ -911,6 +903,7 @@ def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
             below.bar(range(len(events)), [amount or 0 for amount in amounts], width=0.55, color=colours)
             below.set_ylabel("amount")
             below.yaxis.set_major_locator(MaxNLocator(3))
+            below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         last = rows[-1][0]
         last.set_xticks(range(len(events)), [gap_text(event.gap).replace(" ", "\n") for event in events], fontsize=7.5)
         last.set_xlabel("time since the event before")

@@ -35,7 +35,9 @@ from seqfraud.metrics import (
     roc_auc,
 )
 from seqfraud.policy import Thresholds
+from seqfraud.schema import Schema
 from seqfraud.table import MISSING, Coded, Transactions
+from training.importance import Importance
 from training.prepare import Prepared
 
 Floats = npt.NDArray[np.float64]
@@ -92,7 +94,6 @@ class HeldOut:
         amount: float64 [N], NaN where missing; None where no amount is declared.
         history: int64 [N], events of the user before this one.
         categories: columns by which figures are broken down.
-        explanations: columns that say what kind of fraud a fraud is; known afterwards, never inputs.
     """
 
     label: Labels
@@ -101,7 +102,6 @@ class HeldOut:
     amount: Floats | None
     history: Int64
     categories: Mapping[str, Coded] = field(default_factory=dict)
-    explanations: Mapping[str, Coded] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -169,6 +169,7 @@ class ReportContent:
         models: the GRU first, then the baselines, which may be none.
         validation_label, validation_probability: int8 and float64 of the validation rows.
         notes: what the reader has to know about how the report came about.
+        importance: what the model uses, where that was measured.
     """
 
     title: str
@@ -186,6 +187,7 @@ class ReportContent:
     validation_probability: Floats
     misses: tuple[Miss, ...] = ()
     notes: tuple[str, ...] = ()
+    importance: Importance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -237,7 +239,7 @@ def report_content(
     config_text: str,
     command: Sequence[str] = (),
     baselines: Baselines | None = None,
-    explanations: Mapping[str, Sequence[str | None]] | None = None,
+    importance: Importance | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> ReportContent:
     """The content of a report from what a training or an evaluation has at its end.
@@ -251,7 +253,7 @@ def report_content(
         config_text: the TOML as used.
         command: lines that make this report again.
         baselines: scores of other models; those that do not cover the test rows are left out with a note.
-        explanations: texts by row of the file and column; what kind of fraud a fraud is.
+        importance: of the model's inputs.
         versions: of what made the model.
     """
     table, encoded = prepared.table, prepared.encoded
@@ -264,11 +266,7 @@ def report_content(
         user=table.user.codes[arrival],
         amount=None if amount is None else amount[arrival],
         history=_events_before(prepared)[test],
-        categories={column: table.text(column).take(arrival) for column in prepared.schema.categorical},
-        explanations={
-            name: _coded([texts[row] for row in table.file_row[arrival].tolist()])
-            for name, texts in (explanations or {}).items()
-        },
+        categories={column: table.text(column).take(arrival) for column in _shown_categories(prepared.schema)},
     )
     others, notes = _matched(baselines, table, arrival) if baselines is not None and len(test) else ((), ())
     return ReportContent(
@@ -287,8 +285,14 @@ def report_content(
         validation_probability=probability[validation],
         misses=_worst_misses(prepared, probability, thresholds),
         notes=notes,
+        importance=importance,
         versions=dict(versions or {}),
     )
+
+
+def _shown_categories(schema: Schema) -> list[str]:
+    """Categories whose values may be shown; a user who is a category too stays unnamed."""
+    return [column for column in schema.categorical if column != schema.user]
 
 
 def _events_before(prepared: Prepared) -> Int64:
@@ -296,13 +300,6 @@ def _events_before(prepared: Prepared) -> Int64:
     lengths = prepared.encoded.lengths()
     before: Int64 = np.arange(len(prepared.encoded)) - np.repeat(prepared.encoded.begin, lengths)
     return before
-
-
-def _coded(texts: Sequence[str | None]) -> Coded:
-    """Texts as codes; an empty text is a missing one."""
-    codes: dict[str, int] = {}
-    numbers = [codes.setdefault(text, len(codes)) if text else MISSING for text in texts]
-    return Coded(np.array(numbers, dtype=np.int32), list(codes))
 
 
 def _matched(
@@ -345,14 +342,10 @@ def _note(details: Mapping[str, Any] | None) -> str:
     return ", ".join(parts)
 
 
-def _without_identifiers(cleaning: Any, private: set[str]) -> Any:
+def _without_identifiers(cleaning: Mapping[str, Any], private: set[str]) -> dict[str, Any]:
     """The cleaning report without examples from columns that hold identifiers."""
-    if isinstance(cleaning, Mapping):
-        hidden = {"example", "examples"} if cleaning.get("column") in private else set()
-        return {key: _without_identifiers(value, private) for key, value in cleaning.items() if key not in hidden}
-    if isinstance(cleaning, list | tuple):
-        return [_without_identifiers(item, private) for item in cleaning]
-    return cleaning
+    findings = [{**f, "examples": [] if f["column"] in private else f["examples"]} for f in cleaning["findings"]]
+    return {**cleaning, "findings": findings}
 
 
 # --- The worst misses -----------------------------------------------------------------------------
@@ -380,7 +373,7 @@ def _worst_misses(prepared: Prepared, probability: Floats, thresholds: Threshold
         choose(missed[np.argsort(-lost, kind="stable")], "among the highest amounts missed", DEAREST_MISSES)
     choose(missed[np.argsort(probability[missed], kind="stable")], "among the lowest scores of a fraud", MISSES)
     return tuple(
-        _miss(prepared, probability, row, f"user {chr(ord('A') + i)}", why) for i, (row, why) in enumerate(chosen)
+        _miss(prepared, probability, row, f"User {chr(ord('A') + i)}", why) for i, (row, why) in enumerate(chosen)
     )
 
 
@@ -390,8 +383,9 @@ def _miss(prepared: Prepared, probability: Floats, row: int, user: str, why: str
     begin, end = int(encoded.begin[u]), int(encoded.end[u])
     rows = np.arange(max(begin, row - EVENTS_BEFORE), min(end, row + EVENTS_AFTER + 1))
     part = table.take(encoded.arrival[rows])
+    categories = _shown_categories(schema)
     entities = [c for c in schema.entities if c not in schema.categorical]
-    texts = [_short(part.text(column).texts()) for column in schema.categorical]
+    texts = [_short(part.text(column).texts()) for column in categories]
     networks = dict(zip(schema.entities, part.entities(), strict=True))
     texts += [_numbered(networks[column].codes) for column in entities]
     amount = part.amount()
@@ -410,7 +404,7 @@ def _miss(prepared: Prepared, probability: Floats, row: int, user: str, why: str
             )
         )
     at = int(row - rows[0])
-    names = (*schema.categorical, *entities)
+    names = (*categories, *entities)
     return Miss(user, part.take(np.array([at])).id_texts()[0], why, row - begin, names, tuple(events), at)
 
 
@@ -505,17 +499,6 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
-class FraudKind:
-    """The frauds of one kind against all honest rows."""
-
-    name: str
-    frauds: int
-    recall: Between
-    roc_auc: float | None
-    money_share: float | None
-
-
-@dataclass(frozen=True)
 class Assessment:
     """Everything that is worked out of a content; what the test rows do not define is None or empty."""
 
@@ -529,7 +512,6 @@ class Assessment:
     calibration: tuple[Bin, ...]
     calibration_top: tuple[Bin, ...]
     segmentations: tuple[Segmentation, ...]
-    kinds: tuple[tuple[str, tuple[FraudKind, ...]], ...]
 
 
 def assess(content: ReportContent) -> Assessment:
@@ -567,7 +549,6 @@ def assess(content: ReportContent) -> Assessment:
         calibration=bins,
         calibration_top=top,
         segmentations=_segmentations(content) if len(held) else (),
-        kinds=_kinds(content),
     )
 
 
@@ -731,13 +712,18 @@ def _segmentations(content: ReportContent) -> tuple[Segmentation, ...]:
     held = content.held_out
     parts: list[tuple[str, list[tuple[str, Mask]]]] = []
     if held.amount is not None:
-        parts.append((f"Amount ({content.config.data.amount or 'amount'})", amount_bands(held.amount)))
-    parts.append(("History: events of the user before", history_bands(held.history)))
-    parts.extend((column, top_values(coded)) for column, coded in held.categories.items())
+        parts.append((_named("Amount", content.config.data.amount or ""), amount_bands(held.amount)))
+    parts.append(("Events of the user before", history_bands(held.history)))
+    parts.extend((_named("Category", column), top_values(coded)) for column, coded in held.categories.items())
     return tuple(
         Segmentation(name, tuple(_segment(content, label, mask) for label, mask in masks if mask.any()))
         for name, masks in parts
     )
+
+
+def _named(what: str, column: str) -> str:
+    """A property and its column, once where the column is called so."""
+    return what if column.lower() in ("", what.lower()) else f"{what} {column}"
 
 
 def amount_bands(amount: Floats) -> list[tuple[str, Mask]]:
@@ -798,30 +784,6 @@ def _segment(content: ReportContent, name: str, mask: Mask) -> Segment:
         precision=hits / int(flagged.sum()) if flagged.any() else None,
         said=float(score.mean()) if len(score) else None,
     )
-
-
-def _kinds(content: ReportContent) -> tuple[tuple[str, tuple[FraudKind, ...]], ...]:
-    """Recall by what an explanation column says of the frauds."""
-    held = content.held_out
-    if not held.fraud.any():
-        return ()
-    score, money = content.models[0].probability, held.money()
-    flagged = score >= content.thresholds.is_fraud
-    lost = float(money[held.fraud].sum()) if money is not None else 0.0
-    out = []
-    for column, coded in held.explanations.items():
-        kinds = []
-        of_fraud = np.where(held.fraud, coded.codes, MISSING - 1)
-        for code in sorted(set(of_fraud[held.fraud].tolist()), key=lambda c: -int((of_fraud == c).sum())):
-            mask = of_fraud == code
-            hits, frauds = int((flagged & mask).sum()), int(mask.sum())
-            against = mask | ~held.fraud
-            share = float(money[mask].sum()) / lost if money is not None and lost > 0 else None
-            name = "not given" if code == MISSING else _short([coded.values[code]])[0]
-            auc = roc_auc(held.label[against], score[against])
-            kinds.append(FraudKind(name, frauds, Between(hits / frauds, *wilson(hits, frauds)), auc, share))
-        out.append((column, tuple(kinds)))
-    return tuple(out)
 
 
 def money_text(value: float | None) -> str:

@@ -105,10 +105,6 @@ class ResumeFile:
         best = {k: v.to(device) for k, v in _part(tensors, "best/").items()}
         return Progressed([Epoch(**e) for e in state["history"]], state["best_epoch"], state["best"], best)
 
-    def remove(self) -> None:
-        """The fit is complete."""
-        self.path.unlink(missing_ok=True)
-
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,13 +1,15 @@
 """A run folder: train, calibrate, choose thresholds, evaluate, write; and read it again.
 
-config.toml          the configuration as used, byte for byte
+config.toml          the configuration as used, byte for byte; with --select without the inputs that were dropped
 model.safetensors    the weights
 model.json           data, shapes, schema, context, vocabularies, calibration, thresholds, fingerprint
 reference.npz        rows of the training time from which export makes its parity checks (no identifiers)
 metrics.json         figures on validation and test rows
+importance.json      what the model uses, where that was measured
 report.html          the same for people, with pictures
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,10 +30,15 @@ from seqfraud.nn.model import SequenceModel
 from seqfraud.policy import Thresholds, choose_thresholds, flag_many
 from seqfraud.sequences import require_numbers
 from training.calibrate import platt
-from training.loop import DeviceData, Progress, fit, pick_device, score_logits
+from training.dropping import dropped_text
+from training.importance import FILE as IMPORTANCE_FILE
+from training.importance import REPEATS, Importance, inputs_of, measure_importance, read_importance
+from training.importance import Progress as Permuting
+from training.loop import DeviceData, Fitted, Progress, fit, pick_device, score_logits
 from training.prepare import Prepared, fit_scaling, prepare
 from training.resume import FILE as RESUME_FILE
 from training.resume import ResumeFile, identity_of
+from training.selection import Say, Selection, select_inputs
 
 REFERENCE_ROWS = 2000
 DECILES = np.linspace(0, 1, 11)
@@ -44,23 +51,32 @@ def train_run(
     device_name: str,
     progress: Progress | None = None,
     resume: bool = False,
+    select: bool = False,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Train by a configuration and write the run folder; returns the metrics.
 
-    With `resume` an interrupted training in that folder goes on to the result it would have had.
+    With `resume` an interrupted training in that folder goes on to the result it would have had. With `select` the
+    inputs that the model does not need are dropped (`training.selection`), and `say` is told of every step.
     """
     config = load_config(config_path)
+    text = config_path.read_bytes()
     device = pick_device(device_name)
     source = data_path(config, config_path, data)
-    prepared = prepare(config, source)
-    torch.manual_seed(config.training.seed)
-    scaling, spec, graph = fit_scaling(prepared)
-    require_numbers(prepared.table, may_be_missing(prepared.schema, spec))
-    model = SequenceModel(spec, graph)
-    scaling.apply(model.encoder)
-    fitted = {**vars(prepared.encoded), **vars(prepared.rows), "label": prepared.label}
-    keep = ResumeFile(out / RESUME_FILE, identity_of(config_path.read_bytes(), fitted, device))
-    outcome = fit(model, prepared, device, config.training, progress, keep, resume)
+    if select:  # what cannot be written at the end is refused at the start
+        dropped_text(text.decode(), str(config_path), config, dict.fromkeys(inputs_of(config.features)[1:], ""), "")
+    numbers = itertools.count()
+
+    def train(to: Config) -> Fitted:
+        number = next(numbers)
+        keep_at = out / (f"without-{number}-{RESUME_FILE}" if number else RESUME_FILE)
+        return fit_model(to, source, device, progress, keep_at, text, resume)
+
+    selection = select_inputs(config, train, device, say) if select else None
+    fitted = train(config) if selection is None else selection.chosen
+    if selection is not None and selection.dropped:
+        text = selected_text(text.decode(), config_path, config, selection).encode()
+    config, prepared, model = fitted.prepared.config, fitted.prepared, fitted.model
     logits = all_logits(model, prepared, device)
     validation = prepared.rows.validation
     calibrate(model, config, logits[validation], prepared.label[validation])
@@ -73,22 +89,64 @@ def train_run(
     )
     metrics = {
         "model": "gru",
-        "chosen_on": "validation rows: epochs, calibration, thresholds",
+        "chosen_on": f"validation rows: {'inputs, ' if selection else ''}epochs, calibration, thresholds",
         "split": prepared.split.as_dict(),
         "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
         "device": device.type,
-        "best_epoch": outcome.best_epoch,
-        "epochs": [asdict(epoch) for epoch in outcome.history],
+        "best_epoch": fitted.fit.best_epoch,
+        "epochs": [asdict(epoch) for epoch in fitted.fit.history],
+        **({"selection": selection.as_dict()} if selection else {}),
         "thresholds": thresholds.as_dict(),
         "cleaning": prepared.cleaning,
         **qualities(prepared, probability, thresholds),
     }
     out.mkdir(parents=True, exist_ok=True)
-    _write_model(out, config_path, source, prepared, model, thresholds, probability)
+    _write_model(out, text, source, prepared, model, thresholds, probability)
     write_json(out / "metrics.json", metrics)
+    if selection is None:
+        (out / IMPORTANCE_FILE).unlink(missing_ok=True)  # of the model that was here before
+    else:
+        write_json(out / IMPORTANCE_FILE, selection.importance.as_dict())
     write_run_report(out, prepared, probability, metrics, thresholds)
-    keep.remove()
+    for file in out.glob(f"*{RESUME_FILE}"):
+        file.unlink()
     return metrics
+
+
+def fit_model(
+    config: Config,
+    source: Path,
+    device: torch.device,
+    progress: Progress | None,
+    keep_at: Path,
+    text: bytes,
+    resume: bool,
+) -> Fitted:
+    """Read, prepare and fit; the fit is kept at `keep_at` after every epoch."""
+    prepared = prepare(config, source)
+    torch.manual_seed(config.training.seed)
+    scaling, spec, graph = fit_scaling(prepared)
+    require_numbers(prepared.table, may_be_missing(prepared.schema, spec))
+    model = SequenceModel(spec, graph)
+    scaling.apply(model.encoder)
+    arrays = {**vars(prepared.encoded), **vars(prepared.rows), "label": prepared.label}
+    keep = ResumeFile(keep_at, identity_of(text, arrays, device))
+    return Fitted(prepared, model, fit(model, prepared, device, config.training, progress, keep, resume))
+
+
+def selected_text(text: str, config_path: Path, config: Config, selection: Selection) -> str:
+    """The configuration's text without what was dropped, and why at its head."""
+    before = {figure.input: figure for figure in selection.full.figures}
+    reasons = {
+        one: f"importance {before[one].mean:.4f} in the full model, standard deviation {before[one].deviation:.4f}"
+        for one in selection.dropped
+    }
+    accepted = [trial for trial in selection.trials if trial.accepted][-1]
+    heading = (
+        f"By seqfraud train --select from {config_path.name}: dropped from [features], for the average precision on the "
+        f"validation days is {accepted.average_precision:.4f} without and {selection.full.average_precision:.4f} with"
+    )
+    return dropped_text(text, str(config_path), config, reasons, heading)
 
 
 def write_run_report(
@@ -112,6 +170,7 @@ def write_run_report(
         config_text=(out / "config.toml").read_text(encoding="utf-8"),
         command=(f"seqfraud train {out.name}/config.toml", f"seqfraud evaluate {out.name}"),
         baselines=read_baselines(out),
+        importance=read_importance(out),
         versions=versions(),
     )
     write_report(out / page, content)
@@ -206,7 +265,7 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
 
 def _write_model(
     out: Path,
-    config_path: Path,
+    config_text: bytes,
     source: Path,
     prepared: Prepared,
     model: SequenceModel,
@@ -214,7 +273,7 @@ def _write_model(
     probability: npt.NDArray[np.float64],
 ) -> None:
     with replaced_file(out / "config.toml") as file:
-        file.write_bytes(config_path.read_bytes())
+        file.write_bytes(config_text)
     with replaced_file(out / "model.safetensors") as file:
         safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(file))
     write_json(
@@ -280,3 +339,21 @@ def evaluate_run(run: Run, data: Path | None, device_name: str = "auto") -> dict
     page = "report.html" if data is None else f"report-{data.stem}.html"
     write_run_report(run.path, prepared, probability, {**run.metrics, **figures}, run.thresholds, page)
     return figures
+
+
+def importance_of_run(
+    run: Run,
+    data: Path | None,
+    device_name: str = "auto",
+    repeats: int = REPEATS,
+    progress: Permuting | None = None,
+) -> Importance:
+    """What a run uses, on its own validation days or on those of a copy of its data; importance.json, the report again."""
+    prepared = prepare(run.config, run.data if data is None else data, run.vocabularies)
+    require_numbers(prepared.table, may_be_missing(run.schema, run.model.spec))
+    device = pick_device(device_name)
+    importance = measure_importance(run.model, prepared, device, repeats, progress=progress)
+    write_json(run.path / IMPORTANCE_FILE, importance.as_dict())
+    probability = calibrated(run.model, all_logits(run.model, prepared, device))
+    write_run_report(run.path, prepared, probability, run.metrics, run.thresholds)
+    return importance

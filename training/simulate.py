@@ -313,6 +313,21 @@ class Drift:
             raise ConfigError(f"drift.fraud_kind: expected {expected} for {self.kind}, got {self.fraud_kind!r}")
 
 
+def parse_drift(text: str) -> Drift:
+    """A drift as a command spells it: KIND@DATE[:FACTOR[:FRAUD_KIND]]. Raises ConfigError."""
+    kind, separator, rest = text.partition("@")
+    at, *more = rest.split(":")
+    if not separator or len(more) > 2:
+        raise ConfigError(
+            f"drift: expected KIND@DATE[:FACTOR[:FRAUD_KIND]] such as 'inflation@2025-04-01:1.2', got {text!r}"
+        )
+    try:
+        factor = float(more[0]) if more else Drift.factor
+    except ValueError:
+        raise ConfigError(f"drift.factor: expected a number such as 1.5, got {more[0]!r} in {text!r}") from None
+    return Drift(kind, at, factor, *more[1:])
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What to simulate. The defaults were fixed before a model of this project was tuned on them."""

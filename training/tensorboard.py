@@ -21,12 +21,16 @@ def logged(folder: Path | None, shown: Progress) -> Iterator[Progress]:
     except ImportError as error:
         raise ConfigError("--tensorboard needs a package: pip install 'seqfraud[tensorboard]'") from error
     with SummaryWriter(str(folder)) as writer:
+        last, fits = 0, 0
 
         def progress(epoch: int, share: float, events: int, report: Epoch | None) -> None:
+            nonlocal last, fits
             shown(epoch, share, events, report)
             if report is not None:
+                fits += report.epoch <= last  # the next fit of --select
+                last = report.epoch
                 for name, value in asdict(report).items():
                     if name != "epoch":
-                        writer.add_scalar(name, value, report.epoch)
+                        writer.add_scalar(f"without_{fits}/{name}" if fits else name, value, report.epoch)
 
         yield progress

@@ -116,6 +116,14 @@ def test_an_unknown_command_names_the_nearest(run, typed, nearest):
         (["evaluate", "{no}"], r"config\.toml is missing"),
         (["export", "{no}", "--out", "{no}"], r"config\.toml is missing"),
         (["simulate", "--out", "{no}.parquet", "--users", "0"], r"users: expected a whole number from 1"),
+        (
+            ["simulate", "--out", "{no}/x.parquet", "--drift", "inflation"],
+            r"drift: expected KIND@DATE.*got 'inflation'",
+        ),
+        (
+            ["simulate", "--out", "{no}/x.parquet", "--days", "9", "--drift", "inflation@2025-01-10"],
+            r"drift\.at: expected a date from 2025-01-01 to before 2025-01-10, got '2025-01-10'",
+        ),
         (["replay", "{no}.parquet", "--url", "ftp://x"], r"--url: 'ftp://x' is not an address such as"),
         (["replay", "{no}.parquet", "--url", "http://127.0.0.1:9"], r"http://127\.0\.0\.1:9/v1/model: no answer"),
     ],
@@ -204,6 +212,23 @@ def test_json_is_json_and_says_the_same_as_words(run, cards, tmp_path):
     assert re.search(r"11 transactions \(11 known before\), 0 labels", again.out)
     made = json.loads(run("simulate", "--out", tmp_path / "s.parquet", "--users", 3, "--days", 9, "--json").out)
     assert made["rows"] == parquet.read_metadata(tmp_path / "s.parquet").num_rows
+
+
+def test_simulated_drifts_begin_on_their_dates(run, tmp_path):
+    """Two drifts at once: amounts double from the fifth day, a new kind of fraud from the seventh."""
+    size = ("--users", 200, "--days", 9, "--json")
+    run("simulate", "--out", tmp_path / "plain.parquet", *size)
+    drifts = ("--drift", "inflation@2025-01-05:2", "--drift", "new_pattern@2025-01-07:20")
+    assert run("simulate", "--out", tmp_path / "drift.parquet", *size, *drifts).code == 0
+    plain, drift = (parquet.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("plain", "drift"))
+    assert min(row["time"].day for row in drift if row["fraud_kind"] == "trickle") == 7
+    amount = {(row["user_id"], row["time"], row["merchant_id"]): row["amount"] for row in plain}
+    factors: dict[bool, set[float]] = {False: set(), True: set()}
+    for row in drift:
+        before = amount.get((row["user_id"], row["time"], row["merchant_id"]))
+        if before is not None and before > 10:
+            factors[row["time"].day >= 5].add(round(row["amount"] / before, 2))
+    assert factors == {False: {1.0}, True: {2.0}}
 
 
 def test_a_terminal_is_wanted_for_progress(run, cards, tmp_path):

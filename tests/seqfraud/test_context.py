@@ -20,7 +20,7 @@ from seqfraud import context as context_module
 from seqfraud.config import parse_config
 from seqfraud.context import NO_ENTITY, ContextSpec, ContextTable, as_rows, context_columns, context_spec, last_run
 from seqfraud.schema import schema_of
-from seqfraud.table import MISSING, Coded
+from seqfraud.table import MISSING, Coded, row_type
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -333,6 +333,14 @@ def test_many_entities_sort_beyond_sixteen_bits() -> None:
     np.testing.assert_allclose(count[:n], 0)
     np.testing.assert_allclose(count[n:], [1, 1, 1, 0, 2], rtol=1e-4)
     np.testing.assert_allclose(amount[n:], [3, 65_538, 65_539, 0, 70_003], rtol=1e-4)
+
+
+def test_files_of_more_rows_than_int32_counts_have_row_numbers_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row_type(n) for n in (2**31 - 1, 2**31)] == [np.int32, np.int64]
+    columns = columns_of(crowded(seed=4, rows=500), with_known_at=True)
+    narrow = context_columns(CROWD, **columns)
+    monkeypatch.setattr(context_module, "row_type", lambda rows: np.int64)
+    assert context_columns(CROWD, **columns).tobytes() == narrow.tobytes()
 
 
 # One terminal by hand: half-life one day, label delay two days.

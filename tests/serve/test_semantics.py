@@ -466,7 +466,9 @@ def test_a_snapshot_is_of_one_moment_whatever_happens_while_it_is_taken(cards, s
         for kind, content in asked[:begin]:
             ask(service, kind, content)
         before, seq = memory_of(service), service.journal.last_seq
-        capture = Capture(service._lock, service._users, service._context, service._labels, service._early, no_pause)
+        capture = Capture(
+            service._lock, service._users, service._context, service._labels, service._memory.early, no_pause
+        )
         coming = capture.pieces()
         pieces: list[Piece] = []
         for kind, content in asked[begin:]:

@@ -471,3 +471,39 @@ def test_the_only_thread_goes_on_after_it_was_held_up(gateway: _Gateway, gate: G
 def test_an_idle_place_goes_to_whoever_comes_with_a_request(gateway: _Gateway, gate: Gate) -> None:
     assert Caller(gateway, "/healthz").is_back()
     assert Caller(gateway, "/healthz").is_back()
+
+
+class DiskGate(Gate):
+    """Its `ready` waits for a disk, and says so before."""
+
+    def ready(self) -> bool:
+        self.entered.set()
+        assert self.goes_to_disk.wait(LIMIT_S)
+        self.before_waiting()
+        return self.open.wait(LIMIT_S)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_to_disk = threading.Event()
+        self.before_waiting: Callable[[], None] = lambda: None
+
+
+def test_one_that_waits_for_the_disk_lets_the_next_in_at_once() -> None:
+    """Nobody watches here: without `step_aside` the second would wait for the first, and for a sync of its own after it."""
+    gate = DiskGate()
+    gateway = _Gateway(cast(ServiceLike, gate), ServerSettings())
+    gate.before_waiting = gateway.step_aside
+    first = Caller(gateway, "/readyz")
+    assert gate.entered.wait(LIMIT_S)
+    second = Caller(gateway, "/healthz")
+    assert second.answered.wait(LIMIT_S)
+    second.join(0.02)
+    assert second.is_alive(), "the first may still be quick"
+    gate.goes_to_disk.set()
+    assert second.is_back()
+    gate.open.set()
+    assert first.answered.wait(LIMIT_S)
+    first.join(0.02)
+    assert first.is_alive(), "the other takes requests now"
+    gateway.close()
+    assert first.is_back()

@@ -26,6 +26,7 @@ from training.simulate import (
     SCHEMA,
     Drift,
     Simulation,
+    parse_drift,
     simulate,
     simulate_to,
 )
@@ -455,3 +456,34 @@ def test_refused_drifts_name_field_and_value(drift: dict[str, Any], field: str, 
         Simulation(drift=(Drift(**{"at": DRIFT_DATE, **drift}),))
     assert str(refusal.value).startswith(f"drift.{field}: expected ")
     assert seen in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "drift"),
+    [
+        ("new_pattern@2025-04-01", Drift("new_pattern", "2025-04-01", 1.5)),
+        ("inflation@2025-04-01:1.2", Drift("inflation", "2025-04-01", 1.2)),
+        ("fraud_rate@2025-04-01:0:order", Drift("fraud_rate", "2025-04-01", 0.0, "order")),
+    ],
+)
+def test_a_drift_is_spelled_in_one_word(text: str, drift: Drift) -> None:
+    assert parse_drift(text) == drift
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("inflation", r"drift: expected KIND@DATE\[:FACTOR\[:FRAUD_KIND\]\] such as .*, got 'inflation'"),
+        ("inflation@2025-04-01:2:order:x", r"drift: expected KIND@DATE.*got 'inflation@2025-04-01:2:order:x'"),
+        ("inflation@2025-04-01:much", r"drift\.factor: expected a number such as 1\.5, got 'much'"),
+        ("inflation@2025-04-01:", r"drift\.factor: expected a number such as 1\.5, got ''"),
+        ("inflation@2025-04-01:nan", r"drift\.factor: expected a number above 0 up to 100, got nan"),
+        ("inflatoin@2025-04-01", r"drift\.kind: expected one of new_pattern, .*got 'inflatoin'"),
+        ("inflation@April", r"drift\.at: expected a date such as '2025-01-01', got 'April'"),
+        ("inflation@", r"drift\.at: expected a date such as '2025-01-01', got ''"),
+        ("fraud_rate@2025-04-01:3", r"drift\.fraud_kind: expected one of test_burst, .* for fraud_rate, got ''"),
+    ],
+)
+def test_a_drift_that_is_spelled_wrongly_says_how(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_drift(text)

@@ -18,6 +18,16 @@ def test_scalars_of_every_epoch(tmp_path: Path) -> None:
     assert [e.value for e in events.Scalars("validation_average_precision")] == [0.25, 0.75]
 
 
+def test_the_fits_of_a_selection_do_not_mix(tmp_path: Path) -> None:
+    """Every fit starts at epoch 1 again."""
+    with logged(tmp_path / "events", lambda *_: None) as progress:
+        for epoch, loss in ((1, 4.0), (2, 3.0), (1, 5.0), (2, 2.0), (1, 1.0)):
+            progress(epoch - 1, 1.0, 20, Epoch(epoch, loss, 0.25, 1000.0, 2.0))
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    losses = {tag: [e.value for e in events.Scalars(tag)] for tag in ("loss", "without_1/loss", "without_2/loss")}
+    assert losses == {"loss": [4.0, 3.0], "without_1/loss": [5.0, 2.0], "without_2/loss": [1.0]}
+
+
 def test_nothing_is_written_where_not_asked_for(tmp_path: Path) -> None:
     def shown(*_: object) -> None: ...
 

@@ -1,0 +1,74 @@
+"""What the journal holds, and how each of it is spelled in the log (MessagePack arrays that begin with their kind)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+TRANSACTION, LABELS, NOTE = 0, 1, 2
+
+
+@dataclass(slots=True, frozen=True)
+class TransactionRecord:
+    """An accepted transaction. `context` is float32 [K] as read; `answer` the JSON that was given."""
+
+    seq: int
+    id: str
+    user: str
+    time: int
+    content: bytes
+    raw: bytes
+    context: bytes
+    answer: bytes
+    bundle: str
+
+
+@dataclass(slots=True, frozen=True)
+class LabelRecord:
+    """A label as it was said."""
+
+    seq: int
+    transaction_id: str
+    is_fraud: bool
+    known_at: int
+    said_at: int
+    source: str
+
+
+@dataclass(slots=True, frozen=True)
+class Note:
+    """A setting kept in the journal; it takes no sequence number."""
+
+    key: str
+    value: str
+
+
+Record = TransactionRecord | LabelRecord
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list).decode
+
+
+def encode_transaction(r: TransactionRecord) -> bytes:
+    """Payload of a transaction's frame; its sequence number is the frame's."""
+    return _encode((TRANSACTION, r.id, r.user, r.time, r.content, r.raw, r.context, r.answer, r.bundle))
+
+
+def encode_labels(records: Sequence[LabelRecord]) -> bytes:
+    """Payload of the frame of labels that are stored together; the first one's sequence number is the frame's."""
+    return _encode((LABELS, [(r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source) for r in records]))
+
+
+def encode_note(note: Note) -> bytes:
+    """Payload of a note's frame."""
+    return _encode((NOTE, note.key, note.value))
+
+
+def decode_records(seq: int, payload: bytes) -> Sequence[Record | Note]:
+    """The records of a frame whose first sequence number is `seq`."""
+    kind, *fields = _decode(payload)
+    if kind == TRANSACTION:
+        return (TransactionRecord(seq, *fields),)
+    if kind == LABELS:
+        return [LabelRecord(seq + i, *label) for i, label in enumerate(fields[0])]
+    return (Note(*fields),)

@@ -1,0 +1,102 @@
+"""`seqfraud score --state` and rebuilding in batches: what was answered, worked out anew from the journal."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seqfraud.errors import RunError
+from serve.offline import score_journal
+from serve.records import TransactionRecord
+from serve.service import Service
+
+START = 1_600_000_000_000
+MINUTE = 60_000
+
+
+def live(service: Service, seed: int, count: int) -> dict[str, float]:
+    """Random transactions, late ones, retries and labels (early, corrected, after the delay) posted; the answers."""
+    rng = random.Random(seed)
+    clock = START
+    rows: list[dict[str, Any]] = []
+    answers = {}
+    for number in range(count):
+        clock += rng.choice([0, 1, 5, 40]) * MINUTE
+        back = rng.choice([1, 30, 200, 9000]) * MINUTE if rng.random() < 0.1 else 0
+        row = {"id": number, "user": f"u{rng.randrange(6)}", "time": clock - back, "amount": rng.choice([1.0, 20.0, 300.0]),
+               "kind": rng.choice(["food", "fuel", None]), "merchant": rng.choice(["m1", "m2"]), "device": "d1"}  # fmt: skip
+        rows.append(row)
+        answer = json.loads(service.score(json.dumps(row).encode()))
+        answers[answer["transaction_id"]] = answer["fraud_probability"]
+        if rng.random() < 0.3:
+            target = rng.choice([number, max(0, number - 3), max(0, number - 40), number + 2])
+            known_at = clock + rng.choice([-50, 0, 3, 60]) * MINUTE
+            label = {"transaction_id": target, "is_fraud": rng.random() < 0.6, "known_at": known_at}
+            service.add_labels(json.dumps([label]).encode())
+        if rng.random() < 0.1:
+            service.score(json.dumps(rng.choice(rows)).encode())
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_journal_scores_as_it_was_answered_while_the_service_runs(cards, tmp_path: Path, seed):
+    with Service(cards, tmp_path, clock=lambda: START) as service:
+        answers = live(service, seed, 300)
+        ids, probability = score_journal(cards, tmp_path, threads=1)
+        accepted = [record.raw for record in service.journal.after(0) if isinstance(record, TransactionRecord)]
+    assert ids == list(answers)
+    np.testing.assert_allclose(probability, list(answers.values()), atol=1e-5)
+    assert np.std(probability) > 0.05
+    # labels matter, or this could not see one that is lost or heard at another time
+    with Service(cards, tmp_path / "other", clock=lambda: START) as service:
+        for raw in accepted:
+            service.score(raw)
+        _, without = score_journal(cards, tmp_path / "other", threads=1)
+    assert np.abs(without - probability).max() > 1e-3
+
+
+def test_memory_rebuilt_in_batches_goes_on_as_if_nothing_had_been(cards, tmp_path: Path, crash, memory_of):
+    with Service(cards, tmp_path, clock=lambda: START) as service:
+        live(service, 1, 400)
+        crash(service)
+    rows = [{"id": f"next {i}", "user": f"u{i % 6}", "time": START + (10_000 + i) * MINUTE, "amount": 50.0 * i,
+             "kind": "food", "merchant": "m1", "device": "d1"} for i in range(12)]  # fmt: skip
+    after = []
+    for fold_above in (10_000, 0):
+        again = Service(cards, tmp_path, clock=lambda: START, fold_above=fold_above)
+        memory = memory_of(again)
+        scored = [
+            again._score(again._decoder.decode(json.dumps(row).encode()), np.zeros(24, np.float32)) for row in rows
+        ]
+        after.append((memory, [s.probability for s in scored]))
+        crash(again)
+    (one_by_one, wanted), (in_batches, got) = after
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert list(one_by_one.pop("users")) == list(in_batches.pop("users"))
+    assert one_by_one == in_batches
+
+
+def test_what_is_torn_off_at_the_end_is_left_out_and_damage_before_it_refused(cards, tmp_path: Path):
+    with Service(cards, tmp_path, clock=lambda: START) as service:
+        answers = live(service, 0, 20)
+    (file,) = (tmp_path / "journal").glob("*.log")
+    data = file.read_bytes()
+    file.write_bytes(data[:-3])
+    ids, _ = score_journal(cards, tmp_path)
+    assert ids in (list(answers), list(answers)[:-1])
+    later = file.with_name("999999999999999.log")
+    later.write_bytes(data)
+    with pytest.raises(RunError, match="after record"):
+        score_journal(cards, tmp_path)
+
+
+def test_other_fields_and_no_journal_are_refused(cards, rich, tmp_path: Path):
+    with Service(cards, tmp_path, clock=lambda: START) as service:
+        live(service, 0, 3)
+    with pytest.raises(RunError, match="holds the fields"):
+        score_journal(rich, tmp_path)
+    with pytest.raises(RunError, match="no journal"):
+        score_journal(cards, tmp_path / "nowhere")
