@@ -9,6 +9,7 @@ process of its own. Writes benchmarks/results/snapshot.json.
 """
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -199,6 +200,7 @@ def written(state: Path, users: int) -> dict[str, Any]:
     """Figures of taking snapshots."""
     memory = Memory()
     memory.take(made_up(users))
+    gc.freeze()  # as the server does
     before = peak_gib()
     alone = snapshot(memory, state, 1)
     traffic = Traffic(memory, users)

@@ -35,6 +35,8 @@ SYNC_BYTES = 1 << 26
 """So much is written between syncs: the journal's own syncs wait for all that is yet to be written."""
 
 Array = npt.NDArray[Any]
+Pause = Callable[[float], object]
+"""Gives up the processor for so many seconds."""
 
 _HEADER = struct.Struct("<8sIQI")
 """Mark, bytes of the head, bytes of the body, checksum of both; followed by the checksum of these."""
@@ -213,9 +215,12 @@ class _Buffer:
 
 
 class Snapshotter:
-    """A thread that takes a snapshot every so many seconds, if one is due. Errors are logged."""
+    """A thread that takes a snapshot every so many seconds, if one is due. Errors are logged.
 
-    def __init__(self, take: Callable[[], object], due: Callable[[], bool], every: float) -> None:
+    `take` is called with a function that pauses for so many seconds, until the thread is to stop.
+    """
+
+    def __init__(self, take: Callable[[Pause], object], due: Callable[[], bool], every: float) -> None:
         self._take = take
         self._due = due
         self._every = every
@@ -227,7 +232,7 @@ class Snapshotter:
         while not self._stopped.wait(self._every):
             if self._due():
                 try:
-                    self._take()
+                    self._take(self._stopped.wait)
                 except Exception as error:  # it only saves time
                     _log.error("no snapshot: %s", error, exc_info=not isinstance(error, OSError))
 

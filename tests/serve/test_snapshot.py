@@ -205,7 +205,7 @@ def test_snapshots_are_taken_when_they_are_due_and_an_error_is_not_the_end(caplo
     taken: list[int] = []
     done = threading.Event()
 
-    def take() -> None:
+    def take(pause: Any) -> None:
         taken.append(len(taken))
         if len(taken) == 2:
             raise RuntimeError("something else")
