@@ -234,9 +234,11 @@ class ContextTable:
         begin, end, kept = self.cut.advance(count)
         out = {name: getattr(self, name)[begin:end].copy() for name in ("newest", "sums", "run")}
         out["effects"] = np.array([len(e) for e in self.effects[begin:end]], dtype=np.int64)
-        for at, saved in kept:
-            out["newest"][at], out["sums"][at], out["run"][at] = saved.newest[0], saved.sums[0], saved.run[0]
-            out["effects"][at] = saved.effects[0]
+        if kept:
+            at = [index for index, _ in kept]
+            for name in ("newest", "sums", "run"):
+                out[name][at] = np.concatenate([getattr(saved, name) for _, saved in kept])
+            out["effects"][at] = [saved.effects[0] for _, saved in kept]
         return out
 
     def copy_effects(self, spans: Sequence[tuple[int, int, int]]) -> Int64:

@@ -23,10 +23,10 @@ from msgspec import msgpack
 from seqfraud.context import ContextTable
 from serve.journal import LabelRecord
 from serve.labels import SAID, Entry, LabelBook, Sequences
-from serve.snapshot import Piece
+from serve.snapshot import Pause, Piece
 from serve.users import UserTable
 
-SLOTS = 512
+SLOTS = 256
 """Users under the lock at a time."""
 ROWS = 4096
 """Entities under the lock at a time, and things in a list that is written at once."""
@@ -49,7 +49,7 @@ class Capture:
         context: ContextTable,
         labels: LabelBook,
         early: Early,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Pause = time.sleep,
     ) -> None:
         self._lock = lock
         self._pause = pause
@@ -131,7 +131,7 @@ def remember(pieces: Iterator[Piece], users: UserTable, context: ContextTable, l
             context.restore_entities(msgpack.decode(piece.plain, type=list[tuple[int, str]]), piece.arrays)
             lengths.append(piece.arrays["effects"].copy())
         elif piece.kind == "effects":
-            effects.frombytes(memoryview(piece.arrays["effects"]).cast("B"))
+            effects.frombytes(piece.arrays["effects"].tobytes())
         elif piece.kind == "open":
             labels.restore_open(piece.arrays)
         elif piece.kind == "frauds":

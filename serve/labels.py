@@ -39,8 +39,8 @@ Find = Callable[[int], tuple[int, Rows]]
 """Time and entity rows of a transaction by sequence number, for those that are no longer open."""
 
 
-class _Block:
-    """Some consecutive open transactions."""
+class Block:
+    """Some consecutive open transactions: plain columns, for single items of NumPy's take several times as long."""
 
     __slots__ = ("effective", "rows", "seq", "time", "used")
 
@@ -61,7 +61,7 @@ class OpenTransactions:
     def __init__(self, entities: int, block: int = BLOCK) -> None:
         self._entities = entities
         self._size = block
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
         self.first = 0
         self.end = 0
 
@@ -73,14 +73,14 @@ class OpenTransactions:
         self.end += 1
         return self.end - 1
 
-    def _last(self) -> tuple[_Block, int]:
+    def _last(self) -> tuple[Block, int]:
         """The block with room for one more, and its index there."""
         at = (self.end - self.first) % self._size
         if at == 0 and self.end - self.first == self._size * len(self._blocks):
             while self._blocks and self._blocks[0].effective.count(SETTLED) == self._size:
                 del self._blocks[0]
                 self.first += self._size
-            self._blocks.append(_Block(self._size, self._entities))
+            self._blocks.append(Block(self._size, self._entities))
         return self._blocks[-1], at
 
     def extend(self, columns: Mapping[str, Array]) -> None:
@@ -109,35 +109,10 @@ class OpenTransactions:
             return None
         return self.first + number * self._size + at
 
-    def _find(self, place: int) -> tuple[_Block, int]:
+    def at(self, place: int) -> tuple[Block, int]:
+        """Where the transaction of a place is: the block and the index there."""
         number, at = divmod(place - self.first, self._size)
         return self._blocks[number], at
-
-    def time(self, place: int) -> int:
-        """Time of the transaction at a place."""
-        block, at = self._find(place)
-        return block.time[at]
-
-    def seq(self, place: int) -> int:
-        """Sequence number of the transaction at a place."""
-        block, at = self._find(place)
-        return block.seq[at]
-
-    def rows(self, place: int) -> Rows:
-        """int64 [E]: the entities' rows of the transaction at a place."""
-        block, at = self._find(place)
-        rows: Rows = block.rows[at]
-        return rows
-
-    def effective(self, place: int) -> int:
-        """The label in effect of the transaction at a place."""
-        block, at = self._find(place)
-        return block.effective[at]
-
-    def put(self, place: int, effective: int) -> None:
-        """Change the label in effect."""
-        block, at = self._find(place)
-        block.effective[at] = effective
 
     def copy(self) -> "Iterator[dict[str, Array]]":
         """Columns of what is open now, in pieces, whatever happens before they are asked for."""
@@ -146,11 +121,11 @@ class OpenTransactions:
         return (_open_columns(block, np.frombuffer(effective, dtype=np.uint8)) for block, effective in parts)
 
 
-def _first_seq(block: _Block) -> int:
+def _first_seq(block: Block) -> int:
     return block.seq[0]
 
 
-def _open_columns(block: _Block, effective: Array) -> dict[str, Array]:
+def _open_columns(block: Block, effective: Array) -> dict[str, Array]:
     held = np.flatnonzero(effective != SETTLED)
     seq, time = (np.frombuffer(column, dtype=np.int64)[held] for column in (block.seq, block.time))
     return {"seq": seq, "time": time, "rows": block.rows[held], "effective": effective[held]}
@@ -247,79 +222,101 @@ class LabelBook:
         if time < self._silence and (not self.heap or time < self.heap[0][0]):
             return undo
         try:
-            while (due := self._due(time)) is not None:
-                undo.append(self._take_effect(*due))
-                if due[1] is None:
+            while True:
+                if self._silence <= time and (not self.heap or self._speaks_first()):
+                    undo.append(self._silent_in_turn())
+                elif self.heap and self.heap[0][0] <= time:
+                    undo.append(self._take_effect(self.heap[0]))
                     heapq.heappop(self.heap)
                 else:
-                    self._move_on(due[1])
+                    return undo
         except BaseException:
             self.take_back(undo)
             raise
-        return undo
 
-    def _due(self, time: int) -> tuple[Entry, int | None] | None:
-        """The next effect that is due, and its place in the queue; None for the place where it is from the heap."""
-        waiting = self.heap[0] if self.heap and self.heap[0][0] <= time else None
-        if self._silence <= time:
-            silent = self._silent(self.open.seq(self._head), self.open.time(self._head))
-            if waiting is None or silent < waiting:
-                return silent, self._head
-        return None if waiting is None else (waiting, None)
+    def _speaks_first(self) -> bool:
+        """Whether the next silence of the queue comes before what is first in the heap."""
+        first = self.heap[0]
+        if self._silence != first[0]:
+            return self._silence < first[0]
+        block, at = self.open.at(self._head)
+        return self._silent(block.seq[at], block.time[at]) < first
 
-    def _move_on(self, place: int) -> None:
-        """The queue goes on after that place."""
-        last = self.open.time(place)
+    def _silent_in_turn(self) -> "Undo":
+        """Silence about the next transaction of the queue takes effect."""
+        place = self._head
+        block, at = self.open.at(place)
+        time = block.time[at]
+        undo = self._fall_silent(self._silent(block.seq[at], time), place, block, at)
+        undo.queued = True
         self._silence = FOREVER
         for head in range(place + 1, self.open.end):
-            time = self.open.time(head)
-            if time >= last:  # the others came out of time order
-                self._head, self._silence = head, time + self._delay
-                return
+            block, at = self.open.at(head)
+            if block.time[at] >= time:  # the others came out of time order
+                self._head, self._silence = head, block.time[at] + self._delay
+                return undo
         self._head = self.open.end
+        return undo
 
     def take_back(self, undo: "Iterable[Undo]") -> None:
         """Undo `advance`, newest first: the transaction that asked for it was not accepted after all."""
         for step in reversed(list(undo)):
-            if step.queued is None:
-                heapq.heappush(self.heap, step.entry)
-            else:
-                self._head, self._silence = step.queued, step.entry[0]
             if step.place is not None:
-                self.open.put(step.place, step.effective)
+                block, at = self.open.at(step.place)
+                block.effective[at] = step.effective
+            if step.queued:
+                assert step.place is not None
+                self._head, self._silence = step.place, step.entry[0]
+            else:
+                heapq.heappush(self.heap, step.entry)
             seq = step.entry[2]
             (self.frauds.add if step.was_fraud else self.frauds.discard)(seq)
             if step.saved is not None:
                 self._context.restore_rows(step.saved)
 
-    def _take_effect(self, entry: Entry, queued: int | None) -> "Undo":
-        _, time, seq, kind, _, fraud = entry
-        place = self.open.place_of(seq) if queued is None else queued
-        was_fraud = seq in self.frauds
-        before = int(was_fraud) if place is None else self.open.effective(place)
-        undo = Undo(entry, queued, place, before, was_fraud)
-        if kind == SILENCE:
-            assert place is not None
-            if before == UNSAID:
-                rows = self.open.rows(place)
-                undo.saved = self._context.save_rows(rows)
-                self._context.add_label(rows, time, False)
-            elif before == FRAUD:
-                self.frauds.add(seq)
-            self.open.put(place, SETTLED)
-            return undo
-        if before == fraud:
-            return undo
-        rows = self._find(seq)[1] if place is None else self.open.rows(place)
-        undo.saved = self._context.save_rows(rows)
+    def _fall_silent(self, entry: Entry, place: int, block: Block, at: int) -> "Undo":
+        """The delay of an open transaction is over."""
+        before = block.effective[at]
+        undo = Undo(entry, place, before, False)
         if before == UNSAID:
-            self._context.add_label(rows, time, bool(fraud))
-        else:
-            self._context.correct_label(rows, time, bool(fraud))
+            rows = block.rows[at]
+            undo.saved = self._context.save_rows(rows)
+            self._context.add_label(rows, entry[1], False)
+        elif before == FRAUD:
+            self.frauds.add(entry[2])
+        block.effective[at] = SETTLED
+        return undo
+
+    def _take_effect(self, entry: Entry) -> "Undo":
+        _, time, seq, kind, _, fraud = entry
+        place = self.open.place_of(seq)
         if place is None:
+            return self._correct(entry)
+        block, at = self.open.at(place)
+        if kind == SILENCE:
+            return self._fall_silent(entry, place, block, at)
+        before = block.effective[at]
+        undo = Undo(entry, place, before, False)
+        if before != fraud:
+            rows = block.rows[at]
+            undo.saved = self._context.save_rows(rows)
+            if before == UNSAID:
+                self._context.add_label(rows, time, bool(fraud))
+            else:
+                self._context.correct_label(rows, time, bool(fraud))
+            block.effective[at] = fraud
+        return undo
+
+    def _correct(self, entry: Entry) -> "Undo":
+        """A label of a settled transaction takes effect."""
+        _, time, seq, _, _, fraud = entry
+        before = seq in self.frauds
+        undo = Undo(entry, None, SETTLED, before)
+        if before != fraud:
+            rows = self._find(seq)[1]
+            undo.saved = self._context.save_rows(rows)
+            self._context.correct_label(rows, time, bool(fraud))
             (self.frauds.add if fraud else self.frauds.discard)(seq)
-        else:
-            self.open.put(place, fraud)
         return undo
 
     # ---- snapshots
@@ -352,10 +349,12 @@ class Undo:
     """How to take one effect back."""
 
     entry: Entry
-    queued: int | None
-    """Its place in the queue, if it was silence from there."""
     place: int | None
-    """Its transaction's place, if that was open."""
+    """Its transaction's place; None where that was settled before."""
     effective: int
+    """The label in effect before, where that was open."""
     was_fraud: bool
+    """Whether that was known as fraud before, where it was settled."""
     saved: SavedRows | None = None
+    queued: bool = False
+    """Whether it was silence in its turn, not from the heap."""

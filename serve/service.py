@@ -30,7 +30,7 @@ from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
 from serve.records import Record
-from serve.snapshot import Piece, Snapshotter, read_newest, write_snapshot
+from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class Service:
     ) -> None:
         self.close()
 
-    def snapshot(self, pause: Callable[[float], None] = clock_time.sleep) -> None:
+    def snapshot(self, pause: Pause = clock_time.sleep) -> None:
         """Write memory as of the last record, so that the next start replays only what comes after.
 
         Scoring goes on meanwhile. `pause` gives up the processor for so many seconds between two pieces.

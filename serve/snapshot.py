@@ -35,6 +35,8 @@ SYNC_BYTES = 1 << 26
 """So much is written between syncs: the journal's own syncs wait for all that is yet to be written."""
 
 Array = npt.NDArray[Any]
+Pause = Callable[[float], object]
+"""Gives up the processor for so many seconds."""
 
 _HEADER = struct.Struct("<8sIQI")
 """Mark, bytes of the head, bytes of the body, checksum of both; followed by the checksum of these."""
@@ -105,17 +107,15 @@ def _write_frame(stream: IO[bytes], piece: Piece) -> int:
     head = msgspec.msgpack.encode(
         _Head(piece.kind, piece.plain, [(name, a.dtype.str, list(a.shape)) for name, a in arrays.items()])
     )
-    parts: list[Any] = [head]
+    body: list[Any] = []
     for array in arrays.values():
-        parts += [array.reshape(-1).view(np.uint8), bytes(-array.nbytes % _ALIGNED)]
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    size = sum(len(part) for part in parts)
-    header = _HEADER.pack(_MARK, len(head), size - len(head), checksum)
-    for part in (header, _SUM.pack(zlib.crc32(header)), *parts):
-        stream.write(part)
-    return size
+        body += [array.reshape(-1).view(np.uint8), bytes(-array.nbytes % _ALIGNED)]
+    # one call each: after a long one a busy interpreter gives this thread the next turn only milliseconds later
+    content = b"".join([head, *body])
+    header = _HEADER.pack(_MARK, len(head), len(content) - len(head), zlib.crc32(content))
+    stream.write(header + _SUM.pack(zlib.crc32(header)))
+    stream.write(content)
+    return len(content)
 
 
 def _sync(stream: IO[bytes]) -> None:
@@ -215,9 +215,12 @@ class _Buffer:
 
 
 class Snapshotter:
-    """A thread that takes a snapshot every so many seconds, if one is due. Errors are logged."""
+    """A thread that takes a snapshot every so many seconds, if one is due. Errors are logged.
 
-    def __init__(self, take: Callable[[], object], due: Callable[[], bool], every: float) -> None:
+    `take` is called with a function that pauses for so many seconds, until the thread is to stop.
+    """
+
+    def __init__(self, take: Callable[[Pause], object], due: Callable[[], bool], every: float) -> None:
         self._take = take
         self._due = due
         self._every = every
@@ -229,7 +232,7 @@ class Snapshotter:
         while not self._stopped.wait(self._every):
             if self._due():
                 try:
-                    self._take()
+                    self._take(self._stopped.wait)
                 except Exception as error:  # it only saves time
                     _log.error("no snapshot: %s", error, exc_info=not isinstance(error, OSError))
 

@@ -40,15 +40,17 @@ class UserTable:
             "dropped": ((), np.int64, 0),
             "newest": ((), np.int64, 0),
             "anchor_time": ((), np.int64, 0),
-            "integers": ((wide, 1 + spec.categorical), np.int64, 0),
-            "values": ((wide, spec.numeric + spec.context), np.float32, 0),
         }
         for state in spec.states:
             for stage in ("now", "middle", "anchor"):
                 self._shapes[f"{stage}.{state.name}"] = (state.row_shape, np.dtype(state.dtype), state.initial)
+        self._record = np.dtype([(name, dtype, shape) for name, (shape, dtype, _) in self._shapes.items()])
+        """Everything of a slot but the rings."""
+        self._shapes["integers"] = ((wide, 1 + spec.categorical), np.int64, 0)
+        self._shapes["values"] = ((wide, spec.numeric + spec.context), np.float32, 0)
         self.names: list[str] = []
         """The keys of `slots` in slot order."""
-        self.cut: Cut[dict[str, Array]] | None = None
+        self.cut: Cut[bytes] | None = None
         """Set while a snapshot reads the slots a piece at a time."""
         self.arrays: dict[str, Array] = {name: self._block(name, FIRST_CAPACITY) for name in self._shapes}
         self._bind()
@@ -228,26 +230,41 @@ class UserTable:
         """From here on `copy_slots` gives the slots as they are now."""
         self.cut = Cut(len(self.slots), self._save)
 
-    def _save(self, slot: int) -> dict[str, Array]:
+    def _save(self, slot: int) -> bytes:
+        """A slot as a `_record` and what the rings hold: one thing, of which hundred thousands may have to be kept."""
         held = self.held[slot]
-        return {name: (a[slot, :held] if name in RINGS else a[slot]).copy() for name, a in self.arrays.items()}
+        parts = [a[slot, :held] if name in RINGS else a[slot] for name, a in self.arrays.items()]
+        return b"".join([part.tobytes() for part in parts])
 
     def copy_slots(self, count: int) -> dict[str, Array]:
         """The next slots of the cut, at most `count`: of each array [N, ...], or of what is in use of it [n, ...]."""
         assert self.cut is not None
         begin, end, kept = self.cut.advance(count)
+        if not kept:
+            masks = self._in_use(self.held[begin:end], self.dropped[begin:end])
+            return {name: _taken(array[begin:end], masks.get(name)) for name, array in self.arrays.items()}
+        at = [index for index, _ in kept]
+        rows = np.frombuffer(b"".join([saved[: self._record.itemsize] for _, saved in kept]), self._record)
         held, dropped = self.held[begin:end].copy(), self.dropped[begin:end].copy()
-        for at, saved in kept:
-            held[at], dropped[at] = saved["held"], saved["dropped"]
+        held[at], dropped[at] = rows["held"], rows["dropped"]
         masks = self._in_use(held, dropped)
         out = {name: _taken(array[begin:end], masks.get(name)) for name, array in self.arrays.items()}
-        if kept:
-            ones = np.ones((end - begin, 1), dtype=bool)
-            for name, copied in out.items():
-                used = masks.get(name, ones).reshape(end - begin, -1).sum(axis=1)
-                ends = np.cumsum(used)
-                for at, saved in kept:
-                    copied[ends[at] - used[at] : ends[at]] = saved[name]
+        for name in self._record.names or ():
+            if name in masks:
+                used = masks[name][at]
+                out[name][np.cumsum(masks[name])[at][used] - 1] = rows[name][used]
+            else:
+                out[name][at] = rows[name]
+        ours = np.zeros(len(held), dtype=bool)
+        ours[at] = True
+        start = np.full(len(kept), self._record.itemsize)
+        for name in RINGS:
+            ring = out[name]
+            stop = start + rows["held"] * ring.shape[-1] * ring.itemsize
+            parts = [saved[i:j] for (_, saved), i, j in zip(kept, start.tolist(), stop.tolist(), strict=True)]
+            if ring.size:
+                ring[np.repeat(ours, held)] = np.frombuffer(b"".join(parts), ring.dtype).reshape(-1, ring.shape[-1])
+            start = stop
         return out
 
     def make_room(self, users: int) -> None:

@@ -107,19 +107,22 @@ def labels_of() -> Callable[[LabelBook], dict[str, Any]]:
 
 
 def _labels_of(book: LabelBook) -> dict[str, Any]:
-    places = [p for p in range(book.open.first, book.open.end) if book.open.effective(p) != SETTLED]
-    queue: list[int] = []  # as the book walks it
+    def at(place: int) -> tuple[int, int, list[int], int]:
+        block, i = book.open.at(place)
+        return block.seq[i], block.time[i], block.rows[i].tolist(), block.effective[i]
+
+    queue: list[tuple[int, int]] = []  # as the book walks it
     newest = NEVER
     for place in range(book._head, book.open.end):
-        if book.open.time(place) >= newest:
-            queue.append(place)
-            newest = book.open.time(place)
-    assert book._silence == (book.open.time(queue[0]) + book._delay if queue else FOREVER)
+        seq, time, _, _ = at(place)
+        if time >= newest:
+            queue.append((seq, time))
+            newest = time
+    assert book._silence == (queue[0][1] + book._delay if queue else FOREVER)
+    kept = [at(place) for place in range(book.open.first, book.open.end)]
     return {
-        "pending": sorted([*book.heap, *(book._silent(book.open.seq(p), book.open.time(p)) for p in queue)]),
-        "open": {
-            book.open.seq(p): (book.open.time(p), book.open.rows(p).tolist(), book.open.effective(p)) for p in places
-        },
+        "pending": sorted([*book.heap, *(book._silent(seq, time) for seq, time in queue)]),
+        "open": {seq: rest for seq, *rest in kept if rest[-1] != SETTLED},
         "frauds": set(book.frauds),
     }
 

@@ -587,6 +587,39 @@ def test_a_copy_restores_to_the_same_table() -> None:
     assert named(SPEC, again.read(rows, 40_000))["merchant.run_length"] == 3.0
 
 
+@pytest.mark.parametrize(
+    "change", ["transaction", "older transaction", "label", "correction", "taken back", "new entity"]
+)
+def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None:
+    table, rows = some_table()
+    saved = table.save_rows(rows)
+    if change == "taken back":
+        table.add_label(rows, 9_000, False)
+    before = [array.copy() for array in (table.newest[:3], table.sums[:3], table.run[:3])]
+    lengths = [len(effects) for effects in table.effects]
+    table.begin_cut()
+    if change == "transaction":
+        table.add_transaction(rows, 15_000, 1.0)
+    elif change == "older transaction":
+        table.add_transaction(rows, 1_000, 1.0)
+    elif change == "label":
+        table.add_label(rows, 9_000, True)
+    elif change == "correction":
+        table.correct_label(rows, 9_000, False)
+    elif change == "taken back":
+        table.restore_rows(saved)
+    else:
+        table.add_transaction(table.rows_of(("b", "x")), 15_000, 1.0)
+    now = [array.tobytes() for array in (table.newest[:3], table.sums[:3], table.run[:3])]
+    assert now != [array.tobytes() for array in before]
+    first = table.copy_rows(2)
+    table.add_transaction(rows, 16_000, 1.0)  # of rows that were copied and of rows that were not
+    second = table.copy_rows(9)
+    for name, wanted in zip(("newest", "sums", "run"), before, strict=True):
+        assert np.concatenate([first[name], second[name]]).tolist() == wanted.tolist()
+    assert [*first["effects"], *second["effects"]] == lengths
+
+
 def test_last_run_of_no_effects() -> None:
     never = context_module.NEVER
     assert last_run(np.zeros(0, dtype=np.int64)).tolist() == [never, 0, never, never]
