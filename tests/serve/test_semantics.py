@@ -8,7 +8,6 @@ whole history. hypothesis and seeded random walks drive both with the same arriv
 import json
 import os
 import random
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from hypothesis import strategies as st
 
 from seqfraud.bulk import read_for_bundle, score_table
 from seqfraud.bundle import Bundle
-from seqfraud.errors import RequestError
+from seqfraud.errors import JournalError, RequestError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, initial_states
 from seqfraud.sequences import encode
@@ -448,7 +447,7 @@ def no_pause(seconds: float) -> None:
 
 
 def fails(*_: Any) -> None:
-    raise sqlite3.OperationalError("disk I/O error")
+    raise JournalError("disk I/O error")
 
 
 @relaxed
