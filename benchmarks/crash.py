@@ -265,7 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="seqfraud-crash-") as folder:
         work = Path(folder)
         bundle = drawn_bundle(work / "bundle", parse_config(CARDS, "crash"), (), args.seed, 2.5).path
-        options = ("--promise", args.promise)
+        options = ("--promise", args.promise, "--snapshot-seconds", "0.2")
         outcome = crash(bundle, work / "state", args.kills, args.seed, work / "scores.parquet", options)
     result = {"promise": args.promise, "seed": args.seed, **asdict(outcome)}
     write_result("crash", result)

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from export.baseline import baseline_graphs
 from export.graphs import export_graphs
-from export.reference import SPAN, reference_cases
+from export.reference import SPAN, Arrays, arranged_cases, reference_cases
 from seqfraud.bundle import (
     REFERENCE,
     Bundle,
@@ -25,16 +27,40 @@ from seqfraud.bundle import (
 )
 from seqfraud.context import context_spec
 from seqfraud.errors import BundleError, ParityError
+from seqfraud.nn.baseline import Baseline, baseline_folder, load_baseline
 from seqfraud.nn.checkpoint import Run, may_be_missing, versions
 from seqfraud.verification import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE, Figures
 
 
 def export_run(run: Run, out: Path) -> Bundle:
-    """Write the bundle of a run to `out`; nothing is left there or beside it where a check fails.
+    """Write the bundle of a run's GRU to `out`; nothing is left there or beside it where a check fails.
 
     Raises:
         ParityError: the graphs read back in a fresh process do not compute what the module does.
     """
+    with np.load(run.path / REFERENCE, allow_pickle=False) as rows:
+        cases, span = reference_cases(run.model, {k: rows[k] for k in rows.files})
+    return _write_verified(manifest_of(run), cases, span, lambda folder: export_graphs(run.model, folder), out)
+
+
+def export_baseline(run: Run, kind: str, out: Path) -> Bundle:
+    """The same of a baseline without a state; the reference is what scikit-learn gave when the baselines ran.
+
+    Raises:
+        RunError: the run has no such baseline, or it is one with hand-made history features.
+        ParityError: the graphs read back in a fresh process do not compute what scikit-learn did.
+    """
+    baseline = load_baseline(run, kind)
+    folder = baseline_folder(run.path, kind)
+    with np.load(folder / REFERENCE, allow_pickle=False) as rows:
+        cases, span = arranged_cases({k: rows[k] for k in rows.files})
+    manifest = baseline_manifest(run, baseline)
+    return _write_verified(manifest, cases, span, lambda to: baseline_graphs(baseline, folder, to), out)
+
+
+def _write_verified(
+    manifest: Manifest, cases: Arrays, span: Figures, write_graphs: Callable[[Path], None], out: Path
+) -> Bundle:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not (out / "manifest.json").is_file():
         raise BundleError(f"{out}: exists and is not a bundle; choose another --out or remove it")
@@ -42,12 +68,9 @@ def export_run(run: Run, out: Path) -> Bundle:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        export_graphs(run.model, temporary)
-        with np.load(run.path / "reference.npz", allow_pickle=False) as rows:
-            cases, span = reference_cases(run.model, {k: rows[k] for k in rows.files})
+        write_graphs(temporary)
         with (temporary / REFERENCE).open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **cases)
-        manifest = manifest_of(run)
         write_manifest(temporary, manifest)
         measured = verify_in_fresh_process(temporary)
         measured["probabilities visited"] = span
@@ -82,6 +105,20 @@ def manifest_of(run: Run) -> Manifest:
         metrics={k: run.metrics[k] for k in ("validation", "test") if k in run.metrics},
         versions=versions(),
         parity=Parity(PROBABILITY_TOLERANCE, LOGIT_TOLERANCE, {}),
+    )
+
+
+def baseline_manifest(run: Run, baseline: Baseline) -> Manifest:
+    """The run's manifest with what is the baseline's own; it refuses the same rows as the GRU."""
+    return replace(
+        manifest_of(run),
+        kind=baseline.kind,
+        graph=baseline.rows.graph,
+        calibration=baseline.calibration,
+        thresholds=baseline.thresholds,
+        fingerprint=baseline.fingerprint,
+        metrics=baseline.metrics,
+        versions={**versions(), **baseline.versions},
     )
 
 

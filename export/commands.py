@@ -5,21 +5,27 @@ from typing import Annotated
 
 import typer
 
-from export.bundle import export_run, spans
+from export.bundle import export_baseline, export_run, spans
 from seqfraud.console import print_json
 from seqfraud.nn.checkpoint import load_run
+
+GRU = "gru"
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder written by `seqfraud train`.", metavar="RUN")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    model: Annotated[
+        str, typer.Option(help="gru, or a baseline without history that `seqfraud baselines` fitted.")
+    ] = GRU,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export a run to ONNX, verify it from disk in a fresh process, write the bundle or refuse.
 
     Example: seqfraud export runs/demo --out bundles/demo
     """
-    bundle = export_run(load_run(run), out)
+    trained = load_run(run)
+    bundle = export_run(trained, out) if model == GRU else export_baseline(trained, model, out)
     measured = bundle.manifest.parity.measured
     visited = measured["probabilities visited"]
     checks = {name: figures for name, figures in measured.items() if name != "probabilities visited"}

@@ -35,13 +35,12 @@ class Positional(nn.Module):
 
 
 def export_module(module: nn.Module, inputs: list[TensorSpec], outputs: list[TensorSpec], file: Path) -> None:
-    """Export a module over named tensors; letters in the axes become dynamic axes."""
-    sizes = {"B": EXAMPLE_USERS, "T": EXAMPLE_EVENTS}
+    """Export a module over named tensors; letters in the axes become dynamic axes. N is B * T."""
+    sizes = {"B": EXAMPLE_USERS, "T": EXAMPLE_EVENTS, "N": EXAMPLE_USERS * EXAMPLE_EVENTS}
     example = []
     for spec in inputs:
-        dtype = torch.int64 if spec.dtype == "int64" else torch.float32
         value = 2 if spec.name == "length" else 0
-        example.append(torch.full(spec.shape(**sizes), value, dtype=dtype))
+        example.append(torch.full(spec.shape(**sizes), value, dtype=getattr(torch, spec.dtype)))
     axes = {
         spec.name: {i: axis for i, axis in enumerate(spec.axes) if isinstance(axis, str)}
         for spec in (*inputs, *outputs)

@@ -1,4 +1,4 @@
-"""Inputs for the parity checks, made from real rows, and torch's outputs for them."""
+"""Inputs for the parity checks, made from real rows, and the trained model's outputs for them."""
 
 from typing import Any
 
@@ -44,6 +44,26 @@ def reference_cases(model: SequenceModel, rows: Arrays, seed: int = 0) -> tuple[
         cases |= {f"{name}/{k}": v for k, v in case.items()}
         cases |= {f"{name}/out.{k}": v for k, v in out.items()}
     return cases, {"lowest": low, "highest": high}
+
+
+def arranged_cases(rows: Arrays) -> tuple[Arrays, dict[str, float]]:
+    """The cases "ragged" and "long" of a model without a state, from rows with its logits and probabilities.
+
+    Any rows in any order are a history to such a model; there are as many different ones as the rows give.
+    """
+    order = np.random.default_rng(0).permutation(len(rows["event_time"]))
+    at = 0
+    cases: Arrays = {}
+    for name, lengths in (("ragged", np.array(RAGGED_LENGTHS)), ("long", np.full(LONG_USERS, LONG_EVENTS))):
+        shape = (len(lengths), int(lengths.max()))
+        take = order[np.arange(at, at + shape[0] * shape[1]) % len(order)].reshape(shape)
+        at += take.size
+        for key, values in rows.items():
+            cases[f"{name}/out.{key}" if key in ("logit", "probability") else f"{name}/{key}"] = values[take]
+        cases[f"{name}/length"] = lengths
+    # the first row of the ragged case is full length
+    visited = np.r_[cases["ragged/out.probability"][0], cases["long/out.probability"].ravel()]
+    return cases, {"lowest": float(visited.min()), "highest": float(visited.max())}
 
 
 def pick_users(probability: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ class BundleError(SeqfraudError):
 
 
 class ParityError(BundleError):
-    """Exported graphs do not compute what the trained module computes; the message has the figure."""
+    """Exported graphs do not compute what the trained model computes; the message has the figure."""
 
 
 class RunError(SeqfraudError):

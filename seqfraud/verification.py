@@ -1,7 +1,7 @@
 """Every check of a bundle that needs no torch.
 
-The reference vectors inside the bundle were computed by the trained torch module; the graphs must give the same at
-other batch sizes and lengths than those they were exported with, through `run` and through IOBinding, event by event
+The reference vectors inside the bundle were computed by the trained model itself (torch; scikit-learn for a baseline); the
+graphs must give the same at other batch sizes and lengths than those they were exported with, through `run` and through IOBinding, event by event
 and all at once. Probabilities alone would let a wrong graph pass where they are near 0, so logits are compared too.
 """
 
@@ -27,7 +27,7 @@ Figures = dict[str, float]
 
 
 def load_cases(path: Path) -> dict[str, Arrays]:
-    """The reference cases by name: "ragged" and "long", each with inputs and torch's outputs (prefix `out.`)."""
+    """The reference cases by name: "ragged" and "long", each with inputs and the model's outputs (prefix `out.`)."""
     cases: dict[str, Arrays] = {}
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -46,7 +46,7 @@ def verify_bundle(path: Path) -> dict[str, Figures]:
 
     Raises:
         BundleError: a file is missing, changed or not what the manifest says, or a graph does not run.
-        ParityError: a graph computes something else than the trained module; the message has the figures.
+        ParityError: a graph computes something else than the trained model; the message has the figures.
     """
     bundle = open_bundle(path)
     passed: dict[str, Figures] = {}

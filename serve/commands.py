@@ -99,6 +99,9 @@ def serve(
     promise: Annotated[
         Promise, typer.Option(help="What an answer survives: the death of the process, or a power cut (disk) too.")
     ] = "process",
+    snapshot_seconds: Annotated[
+        float, typer.Option(help="Seconds between snapshots, if some thousand records came.", min=0.01)
+    ] = 300.0,
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
@@ -111,7 +114,7 @@ def serve(
     logging.getLogger("_granian").setLevel(logging.WARNING)
     opened = open_bundle(bundle)
     settings = ServerSettings(host=host, port=port, log_access=access_log)
-    code = serve_forever(lambda: Service(opened, state, promise=promise), settings)
+    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), settings)
     if code:
         raise typer.Exit(code)
 

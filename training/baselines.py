@@ -8,12 +8,15 @@
 Each gets six settings from a small grid, fitted on at most TUNE_ROWS train rows and compared by average precision on the
 validation rows; the best is fitted on at most FIT_ROWS, calibrated on the validation rows (Platt) and measured on the test
 rows. Of more train rows all frauds are fitted and a random part of the honest ones, weighted up accordingly.
+
+The first two have no state; `training.portable` keeps them in the run folder in a form that can be exported.
 """
 
 import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,77 +25,134 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
+import torch
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from seqfraud.files import replaced_file
 from seqfraud.metrics import average_precision, bootstrap_interval, paired_bootstrap
+from seqfraud.nn.baseline import COMPARISON, RowFeatures, RowSpec, row_names
 from seqfraud.nn.checkpoint import Run
 from seqfraud.policy import choose_thresholds
 from training.calibrate import platt
 from training.history import Features, history_features
 from training.loop import pick_device
+from training.portable import Portable, keep, sigmoid
 from training.prepare import Prepared, prepare
 from training.run import all_logits, calibrated, qualities, write_run_report
 
 TUNE_ROWS = 15_000
-FIT_ROWS = 150_000
+FIT_ROWS = 100_000
 SEED = 0
 BINS = 255
-"""Categories that HistGradientBoosting can tell apart; columns with more are given to it as numbers."""
+"""Values of a column that HistGradientBoosting can tell apart; ids with more are given to it as numbers."""
+BOUNDS = (1e-4, 0.999)
+"""Of a forest's probabilities before the logit. The sums of an exported forest are exact to 1e-7: nearer to 1 that
+would show in a logit."""
 SCORES = "test_scores.parquet"
-FIGURES = "baselines.json"
 GRU = "gru"
 
 Floats = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.floating[Any]]
 Parameters = Mapping[str, Any]
 Progress = Callable[[str], None]
 
 
+class Material:
+    """The rows that every family is given, and their features, computed once.
+
+    Attributes:
+        train, validation, test: int64, into the encoded rows.
+        tuned: int64, into train.
+        rows: train, validation and test rows one after the other.
+        history: every feature of these rows, NaN where there is nothing.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.train = drawn_rows(prepared, np.flatnonzero(prepared.rows.train), FIT_ROWS)
+        self.tuned = np.searchsorted(self.train, drawn_rows(prepared, self.train, TUNE_ROWS))
+        self.validation, self.test = np.flatnonzero(prepared.rows.validation), np.flatnonzero(prepared.rows.test)
+        self.rows = np.r_[self.train, self.validation, self.test]
+        row = self.row()[1]
+        past = history_features(prepared.table, prepared.encoded, self.rows)
+        ids = (*row.categorical, *(len(row.names) + i for i in past.categorical))
+        values = np.hstack([row.values.astype(np.float32), past.values])
+        self.history = Features((*row.names, *past.names), values, ids)
+
+    def row(self, missing: float | None = None, logarithm: bool = False) -> tuple[RowSpec, Features]:
+        """What needs no history, by the module that is exported."""
+        prepared = self.prepared
+        schema, context = prepared.schema, prepared.context
+        spec = RowSpec(len(schema.numeric_inputs), len(schema.categorical), context.width, missing, logarithm)
+        inputs = {k: torch.from_numpy(v) for k, v in prepared.encoded.gather(self.rows).items()}
+        ids = tuple(range(spec.numbers, spec.width))
+        return spec, Features(row_names(schema, context), RowFeatures(spec)(inputs).numpy(), ids)
+
+    def binned(self) -> Features:
+        """`history` as ranks: in columns with more than 255 values, among quantiles of the train rows and of the frauds.
+
+        HistGradientBoosting takes few values as its bins and makes quantiles of many itself. Given here they are better,
+        as half of them lie where the frauds are, and cheaper: where rows have weights, scikit-learn 1.9 sorts the column
+        anew for each quantile, which took nine tenths of a fit.
+        """
+        label = self.prepared.label[self.train]
+        values = np.empty_like(self.history.values)
+        for i, column in enumerate(self.history.values.T):
+            train = column[: len(self.train)]
+            present = ~np.isnan(train)
+            if len(np.unique(train[present])) <= BINS:
+                values[:, i] = column
+                continue
+            edges = np.r_[_quantiles(train[present], BINS // 2), _quantiles(train[present & (label == 1)], BINS // 2)]
+            values[:, i] = np.where(np.isnan(column), np.nan, np.searchsorted(np.unique(edges), column))
+        return Features(self.history.names, values, self.history.categorical)
+
+
 @dataclass(frozen=True)
 class Family:
-    """One kind of model: its settings to try, whether it sees the user's history, how it is built and scored."""
+    """One kind of model: its settings to try, what it sees, how it is built and scored."""
 
     name: str
     grid: Mapping[str, tuple[Any, ...]]
-    history: bool
+    inputs: Callable[[Material], tuple[RowSpec | None, Features]]
     build: Callable[[Parameters, Features], Any]
-    score: Callable[[Any, npt.NDArray[np.float32]], Floats]
-    """A score [n] that rises with fraud, any scale."""
+    score: Callable[[Any, Matrix], Floats]
+    """A score [n] that rises with fraud, any scale; of a model that can be exported the log-odds within `bounds`."""
+    bounds: tuple[float, float] = (0.0, 1.0)
 
     def trials(self) -> list[dict[str, Any]]:
         """Every setting of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
-def signed_log(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """sign(x) log(1 + |x|), missing values as 0."""
-    filled = np.nan_to_num(values)
-    return np.sign(filled) * np.log1p(np.abs(filled))
+def _quantiles(values: Matrix, number: int) -> Matrix:
+    """At most `number` of them, ascending, neither the least nor the largest value among them; none of no values."""
+    if not len(values):
+        return values
+    levels = np.linspace(0, 100, number + 2)[1:-1]
+    return np.asarray(np.percentile(values, levels, method="averaged_inverted_cdf"))
 
 
-def known(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def known(features: Features) -> Features:
     """Missing values as -1, below every count, age and amount."""
-    return np.nan_to_num(values, nan=-1.0)
+    return Features(features.names, np.nan_to_num(features.values, nan=-1.0), features.categorical)
 
 
 def _logistic(parameters: Parameters, features: Features) -> Any:
     numbers = [i for i in range(len(features.names)) if i not in features.categorical]
-    columns = ColumnTransformer(
-        [
-            ("numbers", make_pipeline(FunctionTransformer(signed_log), StandardScaler()), numbers),
-            ("ids", OneHotEncoder(handle_unknown="ignore", min_frequency=20), list(features.categorical)),
-        ]
-    )
-    return make_pipeline(columns, LogisticRegression(max_iter=300, random_state=SEED, **parameters))
+    parts = [("numbers", StandardScaler(), numbers)]
+    if features.categorical:
+        parts.append(("ids", OneHotEncoder(handle_unknown="ignore"), list(features.categorical)))
+    return make_pipeline(ColumnTransformer(parts), LogisticRegression(max_iter=300, random_state=SEED, **parameters))
 
 
 def _forest(parameters: Parameters, features: Features) -> Any:
-    trees = RandomForestClassifier(n_estimators=60, random_state=SEED, n_jobs=-1, **parameters)
-    return make_pipeline(FunctionTransformer(known), trees)
+    # a power of two: a pure leaf's share of the sum is exact in float32, in which ONNX keeps it
+    return RandomForestClassifier(n_estimators=32, random_state=SEED, n_jobs=-1, **parameters)
 
 
 def _boosted(parameters: Parameters, features: Features) -> Any:
@@ -108,45 +168,49 @@ def _boosted(parameters: Parameters, features: Features) -> Any:
 
 
 def _isolation(parameters: Parameters, features: Features) -> Any:
-    trees = IsolationForest(n_estimators=100, random_state=SEED, n_jobs=-1, **parameters)
-    return make_pipeline(FunctionTransformer(known), trees)
+    return IsolationForest(n_estimators=100, random_state=SEED, n_jobs=-1, **parameters)
 
 
-def _decision(model: Any, values: npt.NDArray[np.float32]) -> Floats:
+def _decision(model: Any, values: Matrix) -> Floats:
     return np.asarray(model.decision_function(values), dtype=np.float64)
 
 
-def _log_odds(model: Any, values: npt.NDArray[np.float32]) -> Floats:
-    p = np.clip(model.predict_proba(values)[:, 1], 1e-4, 1 - 1e-4)
+def _log_odds(model: Any, values: Matrix) -> Floats:
+    p = np.clip(model.predict_proba(values)[:, 1], *BOUNDS)
     return np.asarray(np.log(p / (1 - p)), dtype=np.float64)
 
 
-def _strangeness(model: Any, values: npt.NDArray[np.float32]) -> Floats:
+def _strangeness(model: Any, values: Matrix) -> Floats:
     return -np.asarray(model.score_samples(values), dtype=np.float64)
 
 
 FAMILIES = (
     Family(
-        "logistic_regression", {"C": (0.01, 0.1, 1.0), "class_weight": (None, "balanced")}, False, _logistic, _decision
+        "logistic_regression",
+        {"C": (0.01, 0.1, 1.0), "class_weight": (None, "balanced")},
+        lambda material: material.row(missing=0.0, logarithm=True),
+        _logistic,
+        _decision,
     ),
     Family(
         "random_forest",
         {"min_samples_leaf": (5, 20, 100), "class_weight": (None, "balanced_subsample")},
-        False,
+        lambda material: material.row(missing=-1.0),
         _forest,
         _log_odds,
+        BOUNDS,
     ),
     Family(
         "boosted_trees",
         {"l2_regularization": (1.0, 30.0), "max_leaf_nodes": (7, 15, 31)},
-        True,
+        lambda material: (None, material.binned()),
         _boosted,
         _decision,
     ),
     Family(
         "isolation_forest",
         {"max_samples": (256, 1024, 4096), "max_features": (0.3, 1.0)},
-        True,
+        lambda material: (None, known(material.history)),
         _isolation,
         _strangeness,
     ),
@@ -160,10 +224,14 @@ class Fitted:
 
     probability: Floats
     details: dict[str, Any]
+    portable: Portable | None
+    """Of a model without history."""
 
 
 def run_baselines(run: Run, data: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Tune, fit and measure every baseline on the rows of a run; writes baselines.json, test_scores.parquet, report.html.
+    """Tune, fit and measure every baseline on the rows of a run.
+
+    Writes baselines.json, test_scores.parquet, report.html, and baselines/NAME for those that can be exported.
 
     Returns:
         Per model the chosen parameters, every trial, seconds, figures on validation and test, and the interval of the
@@ -178,8 +246,11 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
     users = prepared.table.user.codes[prepared.encoded.arrival[test]]
     models: dict[str, dict[str, Any]] = {}
     scores: dict[str, Floats] = {}
-    for family in FAMILIES:
-        fitted = fit_baseline(family, prepared, progress)
+    material = Material(prepared)
+    # the forest beside the others: it takes as long as they do
+    with ThreadPoolExecutor(2) as pool:
+        all_fitted = list(pool.map(lambda family: fit_baseline(family, material, progress), FAMILIES))
+    for family, fitted in zip(FAMILIES, all_fitted, strict=True):
         scores[family.name] = fitted.probability[test]
         thresholds = choose_thresholds(
             prepared.label[prepared.rows.validation],
@@ -187,10 +258,13 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
             decline_precision=run.config.decision.decline_precision,
             alert_share=run.config.decision.alert_share,
         )
+        figures = qualities(prepared, fitted.probability, thresholds)
+        if fitted.portable is not None:
+            keep(run.path, fitted.portable, prepared, fitted.probability, thresholds, figures)
         models[family.name] = {
             **fitted.details,
             "thresholds": thresholds.as_dict(),
-            **qualities(prepared, fitted.probability, thresholds),
+            **figures,
             "interval": _plain(bootstrap_interval("average_precision", label, scores[family.name], users)),
             "gru_minus_this": _plain(
                 paired_bootstrap("average_precision", label, gru[test], scores[family.name], users)
@@ -209,16 +283,12 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
     return result
 
 
-def fit_baseline(family: Family, prepared: Prepared, progress: Progress | None = None) -> Fitted:
+def fit_baseline(family: Family, material: Material, progress: Progress | None = None) -> Fitted:
     """Tune a family on the validation rows, calibrate its best there, score validation and test rows."""
     began = time.perf_counter()
-    train = drawn_rows(prepared, np.flatnonzero(prepared.rows.train), FIT_ROWS)
-    tuned = np.searchsorted(train, drawn_rows(prepared, train, TUNE_ROWS))
-    validation, test = np.flatnonzero(prepared.rows.validation), np.flatnonzero(prepared.rows.test)
-    rows = np.r_[train, validation, test]
-    features = history_features(prepared.table, prepared.encoded, prepared.context, rows)
-    if not family.history:
-        features = row_features(features, prepared)
+    prepared, train, tuned = material.prepared, material.train, material.tuned
+    validation, test = material.validation, material.test
+    spec, features = family.inputs(material)
     parts = np.split(features.values, [len(train), len(train) + len(validation)])
     label = prepared.label
     trials: list[dict[str, Any]] = []
@@ -239,7 +309,11 @@ def fit_baseline(family: Family, prepared: Prepared, progress: Progress | None =
     scale, shift = platt(logits[0], label[validation])
     probability = np.full(len(label), np.nan)
     for at, logit in zip((validation, test), logits, strict=True):
-        probability[at] = 1 / (1 + np.exp(-np.clip(scale * logit + shift, -60, 60)))
+        # float32, as a graph gives it, so that thresholds fall on values that it can give
+        probability[at] = sigmoid(scale * logit + shift).astype(np.float32)
+    portable = None
+    if spec is not None:
+        portable = Portable(family.name, spec, family.bounds, model, family.score, scale, shift)
     return Fitted(
         probability,
         {
@@ -250,17 +324,8 @@ def fit_baseline(family: Family, prepared: Prepared, progress: Progress | None =
             "fitted_rows": len(train),
             "seconds": round(time.perf_counter() - began, 1),
         },
+        portable,
     )
-
-
-def row_features(features: Features, prepared: Prepared) -> Features:
-    """Those that need no history: the row's numbers, contexts, ids and clock."""
-    schema = prepared.schema
-    ids = {f"{name} id" for name in schema.categorical}
-    wanted = {*schema.numeric_inputs, *prepared.context.names(), *ids, "hour", "weekday"}
-    kept = [i for i, name in enumerate(features.names) if name in wanted]
-    categorical = tuple(at for at, i in enumerate(kept) if i in features.categorical)
-    return Features(tuple(features.names[i] for i in kept), features.values[:, kept], categorical)
 
 
 def drawn_rows(prepared: Prepared, rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
@@ -280,11 +345,11 @@ def _weights(prepared: Prepared, rows: npt.NDArray[np.int64]) -> Floats:
     return np.where(fraud, 1.0, float((train == 0).sum()) / max(int((~fraud).sum()), 1))
 
 
-def _fit(model: Any, values: npt.NDArray[np.float32], label: npt.NDArray[np.int8], weight: Floats) -> None:
-    if isinstance(model, HistGradientBoostingClassifier):
-        model.fit(values, label, sample_weight=weight)
-    else:
+def _fit(model: Any, values: Matrix, label: npt.NDArray[np.int8], weight: Floats) -> None:
+    if isinstance(model, Pipeline):
         model.fit(values, label, **{f"{model.steps[-1][0]}__sample_weight": weight})
+    else:
+        model.fit(values, label, sample_weight=weight)
 
 
 def _write(folder: Path, prepared: Prepared, scores: Mapping[str, Floats], result: Mapping[str, Any]) -> None:
@@ -296,7 +361,7 @@ def _write(folder: Path, prepared: Prepared, scores: Mapping[str, Floats], resul
     columns |= {name: pa.array(values) for name, values in scores.items()}
     with replaced_file(folder / SCORES) as file:
         pa.parquet.write_table(pa.table(columns), file)
-    with replaced_file(folder / FIGURES) as file:
+    with replaced_file(folder / COMPARISON) as file:
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

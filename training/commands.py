@@ -183,6 +183,8 @@ def baselines(
 ) -> None:
     """Tune and measure models without a sequence on the rows of a run; its report then compares them.
 
+    Those without history can then be exported: seqfraud export RUN --model logistic_regression.
+
     Example: seqfraud baselines runs/demo
     """
     from seqfraud.nn.checkpoint import load_run

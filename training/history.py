@@ -1,4 +1,4 @@
-"""Hand-made history features for the baselines that have no state: what a transaction's own user did before it.
+"""Hand-made history features for the baselines: what a transaction's own user did before it.
 
 Everything comes from earlier rows of the same user in arrival order, so equal times count in the order in which they
 arrived, and from the row itself. No Python loop over rows or users: rows are sorted by user, windows are found by
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.config import DAY_MS, HOUR_MS
-from seqfraud.context import ContextSpec
 from seqfraud.sequences import Encoded
 from seqfraud.table import MISSING, Coded, Transactions
 
@@ -28,8 +27,6 @@ WINDOWS = {"1h": HOUR_MS, "1d": DAY_MS, "7d": 7 * DAY_MS, "28d": 28 * DAY_MS}
 LAGS = (1, 2, 3)
 CATEGORY_LAGS = (1, 2)
 EARTH_KM = 6371.0088
-MONDAY = 3
-"""Days since the epoch, a Thursday, to days since a Monday."""
 SMALLEST_DEVIATION = 1e-4
 """Of the mean; a smaller deviation is taken for none."""
 
@@ -49,20 +46,15 @@ class Features:
     categorical: tuple[int, ...]
 
 
-def history_features(table: Transactions, encoded: Encoded, context: ContextSpec, rows: Int64) -> Features:
-    """The row's own numbers, category ids, clock and context columns, and the history of its user.
+def history_features(table: Transactions, encoded: Encoded, rows: Int64) -> Features:
+    """The history of each row's user.
 
     Args:
         table: transactions in arrival order.
         encoded: the same, by user; whole, not cut by `until`.
-        context: names the context columns.
         rows: int64 [n] into the encoded rows.
     """
-    schema = table.schema
-    columns = [(name, encoded.numeric[rows, i]) for i, name in enumerate(schema.numeric_inputs)]
-    columns += [(name, encoded.context[rows, i]) for i, name in enumerate(context.names())]
-    columns += [(f"{name} id", encoded.categorical[rows, i]) for i, name in enumerate(schema.categorical)]
-    columns += [(name, values[rows]) for name, values in _columns(table, encoded)]
+    columns = [(name, values[rows]) for name, values in _columns(table, encoded)]
     names = tuple(name for name, _ in columns)
     values = np.empty((len(rows), len(names)), dtype=np.float32)
     for i, (_, column) in enumerate(columns):
@@ -73,7 +65,6 @@ def history_features(table: Transactions, encoded: Encoded, context: ContextSpec
 def _columns(table: Transactions, encoded: Encoded) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
     """Names and columns [N]."""
     past = Past(encoded.time, encoded.begin, encoded.end)
-    yield from _clock(encoded.time)
     yield from _gaps(past)
     amount = table.amount()
     by_user = None if amount is None else amount[encoded.arrival]
@@ -142,11 +133,6 @@ def _ratio(part: Float64, whole: Float64) -> Float64:
     """part / whole [N], NaN where whole is 0."""
     ratio: Float64 = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
     return ratio
-
-
-def _clock(time: Int64) -> Iterator[tuple[str, Float64]]:
-    yield "hour", (time % DAY_MS) / HOUR_MS
-    yield "weekday", ((time // DAY_MS + MONDAY) % 7).astype(np.float64)
 
 
 def _gaps(past: Past) -> Iterator[tuple[str, Float64]]:

@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from export.bundle import export_baseline
+from seqfraud.bulk import read_for_bundle, score_table
 from seqfraud.metrics import average_precision
 from seqfraud.nn.checkpoint import load_run
-from training.baselines import FAMILIES, drawn_rows, run_baselines
+from training.baselines import BINS, FAMILIES, Material, drawn_rows, run_baselines
+from training.history import history_features
 from training.prepare import prepare
 from training.run import train_run
 from training.simulate import Simulation, simulate_to
@@ -96,3 +99,53 @@ def test_drawn_rows_keep_every_fraud(compared: tuple[Path, dict[str, Any]]) -> N
     assert np.isin(frauds, drawn).all()
     assert np.isin(drawn, train).all()
     assert (drawn_rows(prepared, train, len(train)) == train).all()
+
+
+@pytest.mark.parametrize("kind", ["logistic_regression", "random_forest"])
+def test_an_exported_baseline_gives_the_scores_that_were_measured(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path, kind: str
+) -> None:
+    """Every test row, scored from the file by the bundle alone, as scikit-learn scored it before the export."""
+    run = load_run(compared[0])
+    bundle = export_baseline(run, kind, tmp_path / kind)
+    found = compared[1]["models"][kind]
+    assert bundle.manifest.thresholds.as_dict() == found["thresholds"]
+    assert bundle.manifest.metrics == {part: found[part] for part in ("validation", "test")}
+    assert bundle.manifest.fingerprint["rows"] == run.fingerprint["rows"]
+    assert bundle.manifest.fingerprint["probability_deciles"] != run.fingerprint["probability_deciles"]
+    table = read_for_bundle(bundle, run.data)
+    scored = dict(zip(table.id_texts(), score_table(bundle, table).tolist(), strict=True))
+    measured = pq.read_table(compared[0] / "test_scores.parquet")
+    assert measured.num_rows > 2000
+    got = [scored[i] for i in measured["transaction_id"].to_pylist()]
+    np.testing.assert_allclose(got, measured[kind].to_numpy(), atol=1e-6)
+
+
+def test_only_models_without_history_are_kept_and_nothing_is_pickled(compared: tuple[Path, dict[str, Any]]) -> None:
+    kept = sorted(str(file.relative_to(compared[0] / "baselines")) for file in (compared[0] / "baselines").rglob("*.*"))
+    assert kept == [
+        f"{name}/{file}"
+        for name in ("logistic_regression", "random_forest")
+        for file in ("baseline.json", "classifier.onnx", "reference.npz")
+    ]
+
+
+def test_boosted_trees_see_ranks_in_the_order_of_the_values(compared: tuple[Path, dict[str, Any]]) -> None:
+    """At most 255 values per column, missing ones stay missing, and no two rows change places."""
+    run = load_run(compared[0])
+    prepared = prepare(run.config, run.data, run.vocabularies)
+    material = Material(prepared)
+    before, after = material.history.values, material.binned().values
+    assert before.shape == after.shape == (len(material.rows), len(material.history.names))
+    past = history_features(prepared.table, prepared.encoded, material.rows)
+    np.testing.assert_array_equal(before[:, -len(past.names) :], past.values)
+    coarser = 0
+    for i, name in enumerate(material.history.names):
+        assert (np.isnan(before[:, i]) == np.isnan(after[:, i])).all(), name
+        train = after[: len(material.train), i]
+        assert len(np.unique(train[~np.isnan(train)])) <= BINS, name
+        order = np.argsort(before[:, i], kind="stable")
+        ranks = after[order, i]
+        assert (np.diff(ranks[~np.isnan(ranks)]) >= 0).all(), name
+        coarser += not np.array_equal(before[:, i], after[:, i], equal_nan=True)
+    assert coarser > 20

@@ -50,7 +50,7 @@ def features_of(rows: Rows, tmp_path: Path) -> tuple[Features, Transactions, Enc
     table, _ = read_transactions(tmp_path / "data.csv", schema)
     spec = ContextSpec(("shop",), (86_400_000,), 86_400_000)
     encoded = encode(table, [Vocabulary("kind", ("a", "b", "c"))], spec)
-    return history_features(table, encoded, spec, np.arange(len(encoded))), table, encoded
+    return history_features(table, encoded, np.arange(len(encoded))), table, encoded
 
 
 def column(features: Features, name: str) -> npt.NDArray[np.float32]:
@@ -103,4 +103,4 @@ def test_the_future_changes_nothing(tmp_path: Path) -> None:
 def test_names_are_distinct_and_ids_are_marked(tmp_path: Path) -> None:
     features, *_ = features_of(random_rows(1), tmp_path)
     assert len(set(features.names)) == len(features.names)
-    assert [features.names[i] for i in features.categorical] == ["kind id", "kind 1 before id", "kind 2 before id"]
+    assert [features.names[i] for i in features.categorical] == ["kind 1 before id", "kind 2 before id"]
