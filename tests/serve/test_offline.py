@@ -58,15 +58,21 @@ def test_a_journal_scores_as_it_was_answered_while_the_service_runs(cards, tmp_p
     assert np.abs(without - probability).max() > 1e-3
 
 
-def test_memory_rebuilt_in_batches_goes_on_as_if_nothing_had_been(cards, tmp_path: Path, crash, memory_of):
+@pytest.mark.parametrize("other", ["the same", "other weights", "another context"])
+def test_memory_rebuilt_in_batches_goes_on_as_if_nothing_had_been(
+    cards, make_bundle, cards_toml, tmp_path: Path, crash, memory_of, other
+):
+    """By the bundle that scored, and by a new one on the old journal."""
     with Service(cards, tmp_path, clock=lambda: START) as service:
         live(service, 1, 400)
         crash(service)
+    toml = cards_toml.replace('["1h", "12h"]', '["2h", "12h"]') if other == "another context" else cards_toml
+    bundle = make_bundle(toml, seed=0 if other == "the same" else 1)
     rows = [{"id": f"next {i}", "user": f"u{i % 6}", "time": START + (10_000 + i) * MINUTE, "amount": 50.0 * i,
              "kind": "food", "merchant": "m1", "device": "d1"} for i in range(12)]  # fmt: skip
     after = []
     for fold_above in (10_000, 0):
-        again = Service(cards, tmp_path, clock=lambda: START, fold_above=fold_above)
+        again = Service(bundle, tmp_path, clock=lambda: START, fold_above=fold_above)
         memory = memory_of(again)
         scored = [
             again._score(again._decoder.decode(json.dumps(row).encode()), np.zeros(24, np.float32)) for row in rows
