@@ -1,6 +1,6 @@
 """A baseline without a state as the two graphs of a bundle: its features, the fitted model, its calibration.
 
-    raw inputs -> RowFeatures -> x [N, D] -> classifier.onnx -> probabilities [N, 2] -> Calibrated -> logit, probability
+    raw inputs -> RowFeatures -> x [N, D] -> classifier.onnx -> scores [N, 2] -> Calibrated -> logit, probability
 
 The ends are exported from torch, the middle is what skl2onnx made of the scikit-learn model right after its fit.
 """
@@ -54,21 +54,23 @@ class StepRows(nn.Module):
 
 
 class Calibrated(nn.Module):
-    """Probabilities of both classes to the logit and the calibrated probability."""
+    """Scores of both classes to the logit and the calibrated probability."""
 
     def __init__(self, baseline: Baseline) -> None:
         super().__init__()
-        self.low, self.high = baseline.bounds
+        self.bounds = baseline.bounds
         self.scale = float(baseline.calibration["scale"])
         self.shift = float(baseline.calibration["shift"])
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """logit and probability float32, in the shape of `times`, of probabilities float [N, 2]."""
-        # log p1 - log p0: log(p / (1 - p)) would lose the digits of a p near 1
-        both = inputs["probabilities"].double()
-        fraud = torch.clamp(both[:, 1], self.low, self.high)
-        honest = torch.clamp(both[:, 0], 1 - self.high, 1 - self.low)
-        logit = (torch.log(fraud) - torch.log(honest)).reshape(inputs["times"].shape)
+        """logit and probability float32, in the shape of `times`, of scores float [N, 2]."""
+        honest, fraud = inputs["scores"].double().unbind(1)
+        logit = fraud
+        if self.bounds is not None:
+            low, high = self.bounds
+            # of both: log(p / (1 - p)) would lose the digits of a p near 1
+            logit = torch.log(torch.clamp(fraud, low, high)) - torch.log(torch.clamp(honest, 1 - high, 1 - low))
+        logit = logit.reshape(inputs["times"].shape)
         return {"logit": logit.float(), "probability": torch.sigmoid(self.scale * logit + self.shift).float()}
 
 
@@ -85,11 +87,11 @@ def baseline_graphs(baseline: Baseline, folder: Path, out: Path) -> None:
     )
     for name, head, inputs, outputs, rows, axes in parts:
         times = TensorSpec("times", "int64", axes)
-        probabilities = TensorSpec("probabilities", dtype, (rows, 2))
+        scores = TensorSpec("scores", dtype, (rows, 2))
         with TemporaryDirectory() as temporary:
             first, last = Path(temporary) / "first.onnx", Path(temporary) / "last.onnx"
             export_module(head, inputs, [TensorSpec("x", "float64", (rows, spec.width)), times], first)
-            export_module(tail, [probabilities, times], outputs, last)
+            export_module(tail, [scores, times], outputs, last)
             joined = join(onnx.load(str(first)), classifier, onnx.load(str(last)))
         declare(joined, inputs)
         onnx.save(joined, str(out / name))
@@ -112,15 +114,15 @@ def join(first: onnx.ModelProto, classifier: onnx.ModelProto, last: onnx.ModelPr
     versions = {domain.domain: domain.version for domain in middle.opset_import}
     del middle.opset_import[:]
     middle.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
-    probabilities = middle.graph.output[1].name
+    scores = middle.graph.output[1].name
     front = onnx.compose.merge_models(
         onnx.compose.add_prefix(first, "first_", rename_inputs=False, rename_outputs=False),
         middle,
         io_map=[("x", middle.graph.input[0].name)],
-        outputs=["times", probabilities],
+        outputs=["times", scores],
     )
     return onnx.compose.merge_models(
         front,
         onnx.compose.add_prefix(last, "last_", rename_outputs=False),
-        io_map=[(probabilities, "last_probabilities"), ("times", "last_times")],
+        io_map=[(scores, "last_scores"), ("times", "last_times")],
     )

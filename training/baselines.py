@@ -121,8 +121,8 @@ class Family:
     inputs: Callable[[Material], tuple[RowSpec | None, Features]]
     build: Callable[[Parameters, Features], Any]
     score: Callable[[Any, Matrix], Floats]
-    """A score [n] that rises with fraud, any scale; of a model that can be exported the log-odds within `bounds`."""
-    bounds: tuple[float, float] = (0.0, 1.0)
+    """A score [n] that rises with fraud, any scale; of a model that can be exported a logit, see `Baseline.bounds`."""
+    bounds: tuple[float, float] | None = None
 
     def trials(self) -> list[dict[str, Any]]:
         """Every setting of the grid."""

@@ -18,6 +18,8 @@ import torch
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
 
 from seqfraud.nn.baseline import Baseline, RowFeatures, RowSpec, inputs_id, row_names, write_baseline
 from seqfraud.policy import Thresholds
@@ -38,7 +40,7 @@ class Portable:
 
     kind: str
     spec: RowSpec
-    bounds: tuple[float, float]
+    bounds: tuple[float, float] | None
     model: Any
     score: Callable[[Any, Floats], Floats]
     scale: float
@@ -84,17 +86,22 @@ def keep(
 
 
 def as_onnx(model: Any, width: int) -> bytes:
-    """A classifier over float64 [n, D] as an ONNX model that gives the label and the probabilities of both classes.
+    """A classifier over float64 [n, D] as an ONNX model that gives the label and a score of both classes.
 
-    float64, in which scikit-learn computes: in float32 the sums of a forest and the logit of a regression lose digits.
+    Of a regression the logit, as the probability of a logit of 50 is 1, and of a forest the probability. float64, in which
+    scikit-learn computes: in float32 the sums of a forest and the logit of a regression lose digits.
     """
     if isinstance(model, RandomForestClassifier):
         round_thresholds(model)
+    last = model.steps[-1][1] if isinstance(model, Pipeline) else model
+    options: dict[int, dict[str, bool]] = {id(model): {"zipmap": False}, id(last): {"zipmap": False}}
+    if isinstance(last, LogisticRegression):
+        options[id(last)]["raw_scores"] = True
     converted = to_onnx(
         model,
         initial_types=[("x", DoubleTensorType([None, width]))],
         target_opset=OPSETS,
-        options={id(model): {"zipmap": False}},
+        options=options,
     )
     return bytes(converted.SerializeToString())
 

@@ -3,7 +3,7 @@
 `RowFeatures` computes from the raw inputs of `seqfraud.graph` what such a model is fitted on; the same module is
 exported in front of the model, so that there is one definition of these features.
 
-baselines/NAME/classifier.onnx   the fitted model, features to the probabilities of both classes, as skl2onnx wrote it
+baselines/NAME/classifier.onnx   the fitted model, features to a score of both classes, as skl2onnx wrote it
 baselines/NAME/baseline.json     features, calibration, thresholds, fingerprint, metrics
 baselines/NAME/reference.npz     raw rows with scikit-learn's logits and probabilities (no identifiers)
 
@@ -113,13 +113,14 @@ class RowFeatures(nn.Module):
 class Baseline:
     """A fitted model without a state, as its folder holds it.
 
-    logit = log p1 - log p0 with both cut off at `bounds`; probability = sigmoid(scale * logit + shift).
+    A model with `bounds` scores probabilities, logit = log p1 - log p0 with both cut off there; one without scores the
+    logit itself. probability = sigmoid(scale * logit + shift).
     """
 
     kind: str
     rows: RowSpec
     features: tuple[str, ...]
-    bounds: tuple[float, float]
+    bounds: tuple[float, float] | None
     """Least and largest probability of fraud, before calibration."""
     calibration: Mapping[str, Any]
     """method, scale, shift."""
@@ -173,12 +174,13 @@ def load_baseline(run: Run, kind: str) -> Baseline:
     file = baseline_folder(run.path, kind) / DESCRIPTION
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
+        bounds = raw["bounds"]
         baseline = Baseline(
             **{
                 **raw,
                 "rows": RowSpec(**raw["rows"]),
                 "features": tuple(raw["features"]),
-                "bounds": (float(raw["bounds"][0]), float(raw["bounds"][1])),
+                "bounds": None if bounds is None else (float(bounds[0]), float(bounds[1])),
                 "thresholds": Thresholds.from_dict(raw["thresholds"]),
             }
         )
