@@ -70,7 +70,7 @@ def raw_rows(count: int, context: int, seed: int) -> Raw:
     numeric = rng.lognormal(3, 1.5, (count, 2)).astype(np.float32)
     numeric[rng.random((count, 2)) < 0.1] = np.nan
     return {
-        "event_time": START + rng.integers(-(10**12), 10**10, count),
+        "event_time": START + rng.integers(-2 * 10**12, 10**10, count),
         "numeric": numeric,
         "categorical": rng.integers(0, 2 + len(KINDS), (count, 1)),
         "context": rng.choice([-1.0, 0.0, 0.3, 2.0, 50.0], (count, context)).astype(np.float32),
