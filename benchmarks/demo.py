@@ -11,7 +11,7 @@ from benchmarks.processes import ROOT, command, command_json, service
 FOLDER = ROOT / "demo"
 HELD_OUT = "2025-04-08"
 """test_start of configs/simulator.toml."""
-STREAMED = 10_000
+STREAMED = 5_000
 TOLERANCE = 1e-5
 BASELINE = "logistic_regression"
 """Exported too: a model without a state fits the same contract."""
