@@ -11,6 +11,7 @@ from benchmarks.processes import ROOT, command, command_json, service
 FOLDER = ROOT / "demo"
 HELD_OUT = "2025-04-08"
 """test_start of configs/simulator.toml."""
+USERS = 1500
 STREAMED = 5_000
 TOLERANCE = 1e-5
 BASELINE = "logistic_regression"
@@ -23,7 +24,7 @@ def main() -> None:
     FOLDER.mkdir()
     data, run, bundle = FOLDER / "transactions.parquet", FOLDER / "run", FOLDER / "bundle"
     scores, state = FOLDER / "scores.parquet", FOLDER / "state"
-    command("simulate", "--out", data)
+    command("simulate", "--out", data, "--users", USERS)
     command("train", "configs/simulator.toml", "--out", run)
     command("baselines", run)
     command("export", run, "--out", bundle)
