@@ -10,6 +10,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
     "http_floor": (["benchmarks.http_floor"], None),
     "journal": (["benchmarks.journal"], None),
     "preparation": (["benchmarks.preparation"], None),
+    "restart": (["benchmarks.restart"], None),
     "snapshot": (["benchmarks.snapshot"], None),
     "stream_parity_handbook": (["benchmarks.stream_parity"], "handbook.parquet"),
     "stream_parity_sparkov_gen": (
