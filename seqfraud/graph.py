@@ -49,7 +49,7 @@ class StateSpec:
 
     @cached_property
     def _to_batch(self) -> tuple[int, ...]:
-        """Axes of rows in the order of a batch, worked out once: numpy.moveaxis does it at every call, which took ten times as long."""
+        """Axes of rows in the order of a batch, worked out once: numpy.moveaxis does it at every call."""
         return (*range(1, self.batch_axis + 1), 0, *range(self.batch_axis + 1, len(self.axes)))
 
     @cached_property

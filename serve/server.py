@@ -99,7 +99,7 @@ def serve_forever(make_service: Callable[[], ClosableService], settings: ServerS
     before = _native_threads()
     with contextlib.closing(_bind(settings)) as listener:
         service = make_service()
-        gc.freeze()  # it stays; a full collection would look through all of it, 50 ms for a million users
+        gc.freeze()  # it stays; a full collection would look through all of it
         gateway = _Gateway(service, settings)
         service.before_waiting = gateway.step_aside
         with _stop_signals() as mailbox:

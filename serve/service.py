@@ -45,7 +45,7 @@ SNAPSHOT_RECORDS = 5000
 FIELDS = "fields"
 """Key of the journal's note that says which fields its transactions have."""
 FOLD_ABOVE = 5_000
-"""That many are folded in one by one in about a second."""
+"""As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
 
 
 class Answer(msgspec.Struct):
