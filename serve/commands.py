@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,9 +94,10 @@ def load(
 def serve(
     bundle: BundleOption,
     state: StateOption,
-    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.", min=0, max=65535)] = 8000,
-    access_log: Annotated[bool, typer.Option(help="One line per request.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not set.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not set.", min=0, max=65535)] = None,
+    settings: Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")] = None,
+    access_log: Annotated[bool | None, typer.Option(help="One line per request.")] = None,
     promise: Annotated[
         Promise, typer.Option(help="What an answer survives: the death of the process, or a power cut (disk) too.")
     ] = "process",
@@ -107,14 +109,16 @@ def serve(
 
     Example: seqfraud serve --bundle bundle --state state --port 8000
     """
-    from serve.server import ServerSettings, serve_forever
+    from serve.server import serve_forever
     from serve.service import Service
+    from serve.settings import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
+    flags = {"host": host, "port": port, "log_access": access_log}
+    server = replace(load_settings(settings).server, **{k: v for k, v in flags.items() if v is not None})
     opened = open_bundle(bundle)
-    settings = ServerSettings(host=host, port=port, log_access=access_log)
-    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), settings)
+    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), server)
     if code:
         raise typer.Exit(code)
 

@@ -1,0 +1,41 @@
+"""The service's settings file: defaults, sections, and errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from seqfraud.errors import ConfigError
+from serve.settings import Settings, load_settings
+
+
+def test_without_a_file_the_defaults_hold():
+    assert load_settings(None) == Settings()
+
+
+def test_a_file_sets_a_section_and_leaves_the_rest(tmp_path: Path):
+    file = tmp_path / "serve.toml"
+    file.write_text('[server]\nport = 9000\nhost = "::1"\n')
+    server = load_settings(file).server
+    assert (server.host, server.port, server.threads) == ("::1", 9000, Settings().server.threads)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[server]\nprt = 1\n", "the nearest valid key is server.port"),
+        ("[sever]\nport = 1\n", "the nearest valid section is server"),
+        ('[server]\nport = "a"\n', "server.port: expected a whole number, got 'a'"),
+        ("[server\n", "not valid TOML"),
+    ],
+)
+def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"serve\.toml") as caught:
+        load_settings(file)
+    assert words in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
+        load_settings(tmp_path / "absent.toml")
