@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.config import Config
+from seqfraud.config import DAY_MS, Config
 from seqfraud.cut import Cut
 from seqfraud.schema import Schema
 from seqfraud.table import MISSING, Coded, RowNumbers, by_code, row_type
@@ -68,9 +68,9 @@ class ContextSpec:
 
     def names(self) -> list[str]:
         """The K names of what is read, in order."""
-        kinds = [f"{kind}_{hl / 86_400_000:g}d" for kind in ("count", "amount", "fraud", "honest")
+        kinds = [f"{kind}_{hl / DAY_MS:g}d" for kind in ("count", "amount", "fraud", "honest")
                  for hl in self.half_lives]  # fmt: skip
-        kinds += ["run_age_s", "run_length", "since_fraud_s", "since_honest_s"]
+        kinds += ["run_age_d", "run_length", "since_fraud_d", "since_honest_d"]
         return [f"{column}.{kind}" for column in self.columns for kind in kinds]
 
 
@@ -288,13 +288,17 @@ class SavedRows:
 
 
 def run_read(run: list[int], now: int) -> tuple[float, int, float, float]:
-    """Age of the run (s), its length, seconds since the last known fraud and honest transaction; or -1."""
+    """Age of the run (days), its length, days since the last known fraud and honest transaction; or -1.
+
+    Days, because labels come late: on the logarithmic scale of the model a month is then wide enough to be told from five
+    weeks, which it is not in seconds.
+    """
     began, length, fraud, honest = run
     return (
-        UNKNOWN_AGE if began == NEVER else (now - began) / 1000,
+        UNKNOWN_AGE if began == NEVER else (now - began) / DAY_MS,
         length,
-        UNKNOWN_AGE if fraud == NEVER else (now - fraud) / 1000,
-        UNKNOWN_AGE if honest == NEVER else (now - honest) / 1000,
+        UNKNOWN_AGE if fraud == NEVER else (now - fraud) / DAY_MS,
+        UNKNOWN_AGE if honest == NEVER else (now - honest) / DAY_MS,
     )
 
 
@@ -303,7 +307,7 @@ def run_numbers(run: Int64, now: Int64) -> Float64:
     out = np.empty(run.shape)
     out[:, 1] = run[:, LENGTH]
     for at, state in ((0, BEGAN), (2, LAST_FRAUD), (3, LAST_HONEST)):
-        out[:, at] = np.where(run[:, state] == NEVER, UNKNOWN_AGE, (now - run[:, state]) / 1000)
+        out[:, at] = np.where(run[:, state] == NEVER, UNKNOWN_AGE, (now - run[:, state]) / DAY_MS)
     return out
 
 

@@ -70,7 +70,7 @@ class SlowContext:
             for half_life in self.half_lives
         ]
         run, last_fraud, last_honest = run_of(entity.labels)
-        ages = [-1.0 if at is None else (now - at) / 1000 for at in (min(run, default=None), last_fraud, last_honest)]
+        ages = [-1.0 if at is None else (now - at) / DAY for at in (min(run, default=None), last_fraud, last_honest)]
         return [*sums, ages[0], float(len(run)), ages[1], ages[2]]
 
     def add_transaction(self, values: Values, time: int, amount: float) -> None:
@@ -365,10 +365,10 @@ def test_first_transaction_reads_nothing() -> None:
         "terminal.amount_1d": 0.0,
         "terminal.fraud_1d": 0.0,
         "terminal.honest_1d": 0.0,
-        "terminal.run_age_s": -1.0,
+        "terminal.run_age_d": -1.0,
         "terminal.run_length": 0.0,
-        "terminal.since_fraud_s": -1.0,
-        "terminal.since_honest_s": -1.0,
+        "terminal.since_fraud_d": -1.0,
+        "terminal.since_honest_d": -1.0,
     }
     assert both_ways([Row(("t",), 5 * DAY, 10.0)]) == [nothing]
 
@@ -387,16 +387,16 @@ def test_numbers_by_hand() -> None:
     assert reads[2]["terminal.amount_1d"] == 3.0
     assert reads[2]["terminal.fraud_1d"] == 0.25, "known exactly at this transaction's time, and two half-lives old"
     assert reads[2]["terminal.honest_1d"] == 0.0
-    assert reads[2]["terminal.run_age_s"] == 2 * DAY / 1000
+    assert reads[2]["terminal.run_age_d"] == 2.0
     assert reads[3] == {
         "terminal.count_1d": 0.0625 + 0.125 + 0.25,
         "terminal.amount_1d": 0.5 + 0.25 + 0.25,
         "terminal.fraud_1d": 0.0625 + 0.25,
         "terminal.honest_1d": 0.125,
-        "terminal.run_age_s": 2 * DAY / 1000,  # the honest one of day 1 ended the run of day 0
+        "terminal.run_age_d": 2.0,  # the honest one of day 1 ended the run of day 0
         "terminal.run_length": 1.0,
-        "terminal.since_fraud_s": 2 * DAY / 1000,
-        "terminal.since_honest_s": 3 * DAY / 1000,
+        "terminal.since_fraud_d": 2.0,
+        "terminal.since_honest_d": 3.0,
     }
 
 
@@ -410,7 +410,7 @@ def test_silence_counts_as_honest_from_one_delay_on() -> None:
     for time, honest_read in ((2 * DAY - 1, 0.0), (2 * DAY, 0.25)):
         reads = both_ways([Row(("t",), 0), Row(("t",), time)], with_known_at=False)
         assert reads[1]["terminal.honest_1d"] == pytest.approx(honest_read)
-        assert reads[1]["terminal.since_honest_s"] == (time / 1000 if honest_read else -1.0)
+        assert reads[1]["terminal.since_honest_d"] == (time / DAY if honest_read else -1.0)
 
 
 def test_a_late_fraud_was_honest_until_it_is_known() -> None:
@@ -418,7 +418,7 @@ def test_a_late_fraud_was_honest_until_it_is_known() -> None:
     reads = both_ways(rows)
     assert [read["terminal.honest_1d"] for read in reads] == [0.0, 0.25, 0.0]
     assert [read["terminal.fraud_1d"] for read in reads] == [0.0, 0.0, 0.125]
-    assert [read["terminal.since_honest_s"] for read in reads] == [-1.0, 2 * DAY / 1000, -1.0]
+    assert [read["terminal.since_honest_d"] for read in reads] == [-1.0, 2.0, -1.0]
     assert [read["terminal.run_length"] for read in reads] == [0.0, 0.0, 1.0]
 
 
@@ -460,7 +460,7 @@ def test_a_corrected_honest_transaction_no_longer_parts_two_runs() -> None:
     ]
     reads = both_ways(rows, spec)
     assert [read["terminal.run_length"] for read in reads] == [0.0, 0.0, 0.0, 1.0, 3.0]
-    assert [read["terminal.run_age_s"] for read in reads[3:]] == [0.046, 0.05]
+    assert [read["terminal.run_age_d"] for read in reads[3:]] == [46 / DAY, 50 / DAY]
 
 
 def test_missing_values_read_nothing_and_change_nothing() -> None:
@@ -474,7 +474,7 @@ def test_missing_values_read_nothing_and_change_nothing() -> None:
     table.correct_label(rows, 5, False)
     assert table.read(rows, 10).tolist() == nothing * 2
     reads = both_ways([Row((None, "x"), 0, 1.0, FRAUD, DAY), Row((None, "x"), DAY)], spec)
-    assert list(reads[1].values()) == [*nothing, 0.5, 0.5, 0.5, 0.0, 86400.0, 1.0, 86400.0, -1.0]
+    assert list(reads[1].values()) == [*nothing, 0.5, 0.5, 0.5, 0.0, 1.0, 1.0, 1.0, -1.0]
 
 
 def test_a_late_transaction_reads_and_adds_at_the_newest_time() -> None:
@@ -488,7 +488,7 @@ def test_a_late_transaction_reads_and_adds_at_the_newest_time() -> None:
     assert after["terminal.count_1d"] == 1.5
     assert after["terminal.amount_1d"] == 8.0
     table.add_label(rows, DAY, True)
-    assert named(HAND, table.read(rows, 0))["terminal.since_fraud_s"] == 86400.0
+    assert named(HAND, table.read(rows, 0))["terminal.since_fraud_d"] == 1.0
 
 
 def test_the_last_of_equal_labels_is_corrected() -> None:
@@ -630,7 +630,7 @@ def test_names_say_column_kind_and_half_life() -> None:
     assert spec.numbers_per_column == 16
     assert spec.width == 32 == len(spec.names())
     assert spec.names()[:4] == ["shop.count_0.0416667d", "shop.count_1d", "shop.count_14d", "shop.amount_0.0416667d"]
-    runs = ["ip.run_age_s", "ip.run_length", "ip.since_fraud_s", "ip.since_honest_s"]
+    runs = ["ip.run_age_d", "ip.run_length", "ip.since_fraud_d", "ip.since_honest_d"]
     assert spec.names()[-5:] == ["ip.honest_14d", *runs]
 
 

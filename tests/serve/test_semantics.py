@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from seqfraud.bulk import read_for_bundle, score_table
 from seqfraud.bundle import Bundle
+from seqfraud.config import DAY_MS
 from seqfraud.errors import JournalError, RequestError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, initial_states
@@ -188,7 +189,7 @@ class Reference:
                     numbers.append(sum(weight(e) * 2.0 ** ((e.time - now) / half_life) for e in mine))
             told = [] if value is None else self.effects.get((column, value), [])
             began, length, fraud_at, honest_at = self.run(told)
-            ages = [-1.0 if t is None else (now - t) / 1000 for t in (began, fraud_at, honest_at)]
+            ages = [-1.0 if t is None else (now - t) / DAY_MS for t in (began, fraud_at, honest_at)]
             numbers += [ages[0], length, *ages[1:]]
         return numbers
 
