@@ -155,6 +155,8 @@ class ModelConfig:
     input_width: int = 64
     head_width: int = 64
     embedding: int = 8
+    forecast: bool = True
+    """Whether the state also forecasts the user's next numbers; the head is told how far off it was."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class TrainingConfig:
     positive_weight: float | Literal["balanced", "sqrt"] = 1.0
     """Weight of a fraud in the loss: a number, "balanced" (honest / fraud) or "sqrt" of that."""
     seed: int = 0
+    forecast_weight: float = 0.1
+    """Weight of the forecast's loss, which every event has, beside that of the labels."""
     mixed_precision: bool = True
 
 
@@ -364,8 +368,9 @@ def _check(config: Config, source: str) -> None:
     weight = config.training.positive_weight
     if isinstance(weight, float) and not weight > 0:
         raise ConfigError(f"{source}: training.positive_weight: expected more than 0, got {weight}")
-    if not config.training.weight_decay >= 0:
-        raise ConfigError(f"{source}: training.weight_decay: expected 0 or more, got {config.training.weight_decay}")
+    for name in ("weight_decay", "forecast_weight"):
+        if not (number := getattr(config.training, name)) >= 0:
+            raise ConfigError(f"{source}: training.{name}: expected 0 or more, got {number}")
     if not 0 <= config.training.dropout < 1:
         raise ConfigError(f"{source}: training.dropout: expected 0 to below 1, got {config.training.dropout}")
     if any(h <= 0 for h in features.half_lives) or not features.half_lives:

@@ -95,23 +95,12 @@ def walk(
     events: int,
     wants_gradient: Callable[[Chunk], bool],
     mixed: bool,
-) -> Iterator[tuple[Chunk, Tensor]]:
-    """The logits [B, T] of each chunk of a group of users, states carried from chunk to chunk."""
-    for chunk, outputs in walk_outputs(model, data, encoded, users, events, wants_gradient, mixed):
-        yield chunk, outputs["logit"].float()
-
-
-def walk_outputs(
-    model: SequenceModel,
-    data: DeviceData,
-    encoded: Encoded,
-    users: npt.NDArray[np.int64],
-    events: int,
-    wants_gradient: Callable[[Chunk], bool],
-    mixed: bool,
     start: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[Chunk, dict[str, Tensor]]]:
-    """`walk` with all that the model gives; `start` holds the group's states before its first events, if it has any."""
+    """What the model gives for each chunk of a group of users, states carried from chunk to chunk.
+
+    `start` holds the group's states before its first events, if it has any.
+    """
     outputs: dict[str, Tensor] = {}
     for chunk in chunks(encoded, users, events):
         batch = len(chunk.length)
@@ -171,7 +160,7 @@ def _scored(
         if start is not None:
             at = torch.from_numpy(users).to(data.device)
             theirs = {spec.name: start[spec.name].index_select(spec.batch_axis, at) for spec in model.graph.states}
-        walked = walk_outputs(model, data, encoded, users, events, lambda _: False, mixed=False, start=theirs)
+        walked = walk(model, data, encoded, users, events, lambda _: False, mixed=False, start=theirs)
         for chunk, outputs in walked:
             yield chunk, users, outputs
 
@@ -206,8 +195,8 @@ def fit(
     With `keep` the fit is written to that file after every epoch, and with `resume` it goes on from there, to the result
     that it would have had.
 
-    The loss is the binary cross-entropy of every train event; earlier events and other users' chunks without one only
-    carry state. The best epoch has the highest average precision on the validation rows.
+    The loss is the binary cross-entropy of every train event and, with a weight, the forecast's error of every event;
+    without a forecast, chunks without a train event only carry state. The best epoch has the highest average precision on the validation rows.
     """
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
@@ -224,8 +213,10 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     validation = prepared.rows.validation
 
+    forecasts = model.forecast is not None and settings.forecast_weight > 0
+
     def has_loss(chunk: Chunk) -> bool:
-        return bool(use[chunk.rows[chunk.rows >= 0]].any())
+        return forecasts or bool(use[chunk.rows[chunk.rows >= 0]].any())
 
     done = keep.load(model, optimizer, rng, device) if keep and resume else None
     if done is None:
@@ -240,15 +231,21 @@ def fit(
             share = (epoch + g / len(groups)) / settings.epochs
             for param in optimizer.param_groups:
                 param["lr"] = learning_rate(share, settings.learning_rate)
-            for chunk, logit in walk(model, data, trained, users, settings.events_per_chunk, has_loss, mixed):
+            for chunk, outputs in walk(model, data, trained, users, settings.events_per_chunk, has_loss, mixed):
                 events += int(chunk.length.sum())
+                logit = outputs["logit"].float()
                 if not logit.requires_grad:
                     continue
-                fitted = (chunk.rows >= 0) & use[np.maximum(chunk.rows, 0)]
+                real = chunk.rows >= 0
+                fitted = real & use[np.maximum(chunk.rows, 0)]
                 rows = torch.from_numpy(chunk.rows[fitted]).to(device)
                 loss = criterion(logit[torch.from_numpy(fitted).to(device)], target[rows])
+                total = loss
+                if forecasts:
+                    own = outputs["forecast_loss"][torch.from_numpy(real).to(device)].sum()
+                    total = loss + settings.forecast_weight * own
                 # over the nominal size of a chunk: the few events of a late chunk are not worth a full step
-                (loss / (settings.users_per_batch * settings.events_per_chunk)).backward()
+                (total / (settings.users_per_batch * settings.events_per_chunk)).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

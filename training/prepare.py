@@ -126,6 +126,7 @@ def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
         head_width=config.model.head_width,
         embedding=config.model.embedding,
         dropout=config.training.dropout,
+        forecast=config.model.forecast,
     )
     values = _values(sketch, fill, encoded, rows, places)
     # summed in float64: in float32 a column that never changes would seem to

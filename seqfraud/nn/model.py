@@ -2,7 +2,10 @@
 
 Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units,
 G places, V values after the logarithm, P piecewise-linear units, D inputs of the first linear layer, W its outputs for
-the GRU, M its outputs for the head.
+the GRU, M its outputs for the head, Q forecast values.
+
+The state before an event also forecasts the event's own numbers, a mean and a spread for each. It learns that from every
+event, labelled or not, so that few labels are enough: what the head is told is how far from the user's habit a number is.
 """
 
 import math
@@ -22,6 +25,11 @@ EARTH_KM = 6371.0088
 RADIAN = math.pi / 180
 CLOCK = ((DAY_MS, 1), (DAY_MS, 2), (WEEK_MS, 1), (WEEK_MS, 2))
 """Periods in ms and harmonics of the clock features; each gives a sine and a cosine."""
+SURPRISE_KNOTS = tuple(range(-2, 6))
+"""In standard deviations: where the piecewise-linear units of a surprise begin, each one wide."""
+LARGEST_SURPRISE = 10.0
+LOG_SPREAD = (-2.5, 4.0)
+"""Bounds of the logarithm of a forecast's spread; a narrower one would amplify what two graphs differ by."""
 UNKNOWN = -1.0
 """Gap, distance and speed of a first event; its logarithm, -log 2, is below that of every real one."""
 
@@ -47,6 +55,22 @@ class ModelSpec:
     head_width: int
     embedding: int
     dropout: float = 0.0
+    forecast: bool = False
+    """Whether the state forecasts the next event's numbers."""
+
+    @property
+    def forecasts(self) -> tuple[int, ...]:
+        """The Q values that are forecast: plain numbers, gap and distances, as places among the V values."""
+        if not self.forecast:
+            return ()
+        plain = self.numeric - 2 * self.places
+        gap = plain + self.context
+        return (*range(plain), gap, *range(gap + 1, gap + 1 + self.places))
+
+    @property
+    def surprise_width(self) -> int:
+        """Inputs of the head that say how surprising an event's numbers are."""
+        return len(self.forecasts) * (1 + len(SURPRISE_KNOTS))
 
     @property
     def values(self) -> int:
@@ -167,6 +191,46 @@ class EventEncoder(nn.Module):
         return [torch.isnan(numeric[..., self.missing_columns]).to(torch.float32)]
 
 
+class Forecast(nn.Module):
+    """What the state before an event says of the event's own numbers, and how far they are from it."""
+
+    which: Tensor
+    least: Tensor
+    knots: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.count = len(spec.forecasts)
+        self.linear = nn.Linear(spec.hidden, 2 * self.count)
+        self.register_buffer("which", torch.tensor(spec.forecasts, dtype=torch.int64))
+        plain = spec.numeric - 2 * spec.places
+        least = [-math.inf] * plain + [UNKNOWN / 2] * (self.count - plain)
+        self.register_buffer("least", torch.tensor(least))
+        self.register_buffer("knots", torch.tensor(SURPRISE_KNOTS, dtype=torch.float32))
+
+    def surprise(self, state: Tensor, scaled: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """In standard deviations [..., Q], 0 where there is nothing to compare, and its squared error.
+
+        Args:
+            state: [..., H], the top layer's before the event.
+            scaled: [..., Q], the event's standardised values.
+            values: [..., Q], the same before scaling; a gap or distance that is not known is below 0.
+
+        Returns:
+            The surprise, and the negative log-likelihood of each value under a normal distribution, without its constant.
+        """
+        mean, log_spread = torch.split(self.linear(state), self.count, dim=-1)
+        log_spread = torch.clamp(log_spread, *LOG_SPREAD)
+        known = (values >= self.least).to(scaled.dtype)
+        away = known * torch.clamp((scaled - mean) * torch.exp(-log_spread), -LARGEST_SURPRISE, LARGEST_SURPRISE)
+        return away, 0.5 * away * away + known * log_spread
+
+    def units(self, away: Tensor) -> Tensor:
+        """Surprises [..., Q] as inputs of the head [..., Q * (1 + knots)]: as they are, and piecewise-linear."""
+        steps = torch.clamp(away[..., None] - self.knots, 0.0, 1.0)
+        return torch.cat([away / 3, steps.flatten(-2)], dim=-1)
+
+
 class SequenceModel(nn.Module):
     """GRU over each user's events.
 
@@ -187,7 +251,8 @@ class SequenceModel(nn.Module):
         self.input = nn.Linear(spec.dense_width + sum(widths), spec.input_width + spec.head_width)
         inputs = [spec.input_width] + [spec.hidden] * (spec.layers - 1)
         self.cells = nn.ModuleList(nn.GRU(n, spec.hidden) for n in inputs)
-        self.head = nn.Linear(spec.hidden + spec.input_width, spec.head_width, bias=False)
+        self.forecast = Forecast(spec) if spec.forecasts else None
+        self.head = nn.Linear(spec.hidden + spec.input_width + spec.surprise_width, spec.head_width, bias=False)
         self.output = nn.Linear(spec.head_width, 1)
         self.dropout = nn.Dropout(spec.dropout)
         # calibration: probability = sigmoid(scale * logit + shift)
@@ -202,7 +267,8 @@ class SequenceModel(nn.Module):
                 length int64 [B], and the states; those of width 0 are absent.
 
         Returns:
-            logit [B, T] (uncalibrated), probability [B, T], and each state with the suffix `_next`.
+            logit [B, T] (uncalibrated), probability [B, T], each state with the suffix `_next`, and, where the model
+            forecasts, forecast_loss [B, T]: the mean negative log-likelihood of the event's own numbers.
         """
         time = inputs["event_time"]
         last_time = inputs["last_time"]
@@ -212,7 +278,7 @@ class SequenceModel(nn.Module):
         if self.spec.places:
             assert numeric is not None
             places = torch.cat([inputs["last_place"][:, None], numeric[..., -2 * self.spec.places :]], dim=1)
-        dense = self.dense(
+        values, dense = self.dense(
             time[..., None],
             numeric,
             inputs.get("context"),
@@ -223,7 +289,17 @@ class SequenceModel(nn.Module):
         if self.spec.vocabularies:
             ids = inputs["categorical"]
             parts += [table(ids[..., c]) for c, table in enumerate(self.embeddings)]
-        logit, h_next = self.recur(self.input(torch.cat(parts, dim=-1)), inputs["h"], inputs["length"])
+        z, direct = self.first(self.input(torch.cat(parts, dim=-1)))
+        states, h_next = self.recur(z, inputs["h"], inputs["length"])
+        sides = [states[:, 1:], z]
+        loss = None
+        if self.forecast is not None:
+            at = self.forecast.which
+            with torch.autocast(time.device.type, enabled=False):
+                away, losses = self.forecast.surprise(states[:, :-1].float(), dense[..., at], values[..., at])
+                sides.append(self.forecast.units(away))
+                loss = losses.mean(dim=-1)
+        logit = self.score(sides, direct)
         at = inputs["length"][:, None]
         out = {
             "logit": logit,
@@ -234,6 +310,8 @@ class SequenceModel(nn.Module):
         if places is not None:
             index = at[..., None].expand(-1, 1, places.shape[-1])
             out["last_place" + NEXT] = places.gather(1, index)[:, 0]
+        if loss is not None:
+            out["forecast_loss"] = loss
         return out
 
     def dense(
@@ -243,40 +321,48 @@ class SequenceModel(nn.Module):
         context: Tensor | None,
         previous_time: Tensor,
         previous_place: Tensor | None,
-    ) -> Tensor:
-        """The scaled dense inputs [..., dense_width] of the first layer."""
+    ) -> tuple[Tensor, Tensor]:
+        """The V values, and the scaled dense inputs [..., dense_width] of the first layer, which begin with them."""
         encoder = self.encoder
         # in float32 also under mixed precision: amounts and counters exceed what half precision holds
         with torch.autocast(event_time.device.type, enabled=False):
             values = encoder.values(event_time, numeric, context, previous_time, previous_place)
             scaled = (values - encoder.mean) * encoder.inverse_std
             parts = [scaled, encoder.bins(values), encoder.clock(event_time), *encoder.missing(numeric)]
-            return torch.cat(parts, dim=-1)
+            return values, torch.cat(parts, dim=-1)
 
-    def recur(self, first: Tensor, h: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """GRU and head.
+    def first(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer's output [..., W + M] as the GRU's input [..., W] and what goes to the head directly [..., M]."""
+        z, direct = torch.split(out, [self.spec.input_width, self.spec.head_width], dim=-1)
+        return self.dropout(torch.relu(z)), direct
+
+    def recur(self, z: Tensor, h: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The GRU.
 
         Args:
-            first: [B, T, W + M], the first layer's output.
+            z: [B, T, W].
             h: [L, B, H].
             length: int64 [B].
 
         Returns:
-            logit [B, T] and h after the event at `length`, [L, B, H].
+            The top layer's states [B, 1 + T, H], the one before the first event in front, and h after the event at
+            `length`, [L, B, H].
         """
-        z, direct = torch.split(first, [self.spec.input_width, self.spec.head_width], dim=-1)
-        z = torch.relu(z)
-        x = self.dropout(z).transpose(0, 1)
+        x = z.transpose(0, 1)
         index = length[None, :, None].expand(1, -1, self.spec.hidden)
         states = []
         for layer, cell in enumerate(self.cells):
             before = h[layer : layer + 1]
             x, _ = cell(x, before)
             # the state at `length` with the initial one in front, so that length 0 works
-            states.append(torch.cat([before.to(x.dtype), x], dim=0).gather(0, index))
-        g = x.transpose(0, 1)
-        hidden = torch.relu(direct + self.head(torch.cat([g, z], dim=-1)))
-        return self.output(self.dropout(hidden))[..., 0], torch.cat(states, dim=0)
+            all_states = torch.cat([before.to(x.dtype), x], dim=0)
+            states.append(all_states.gather(0, index))
+        return all_states.transpose(0, 1), torch.cat(states, dim=0)
+
+    def score(self, sides: list[Tensor], direct: Tensor) -> Tensor:
+        """Logit [...] of the head's inputs: the GRU's output, its input, the surprises, and what comes directly."""
+        hidden = torch.relu(direct + self.head(torch.cat(sides, dim=-1)))
+        return self.output(self.dropout(hidden))[..., 0]
 
     def calibrated(self, logit: Tensor) -> Tensor:
         """Probability of fraud."""
@@ -337,15 +423,18 @@ class StepModel(nn.Module):
         first = torch.addmm(self.bias, dense, self.dense_weight)
         if spec.vocabularies:
             first = first + self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)
-        z, direct = torch.split(first, [spec.input_width, spec.head_width], dim=-1)
-        z = torch.relu(z)
+        z, direct = model.first(first)
         x = z[None]
         states = []
         for layer, cell in enumerate(model.cells):
             x, after = cell(x, inputs["h"][layer : layer + 1])
             states.append(after)
-        hidden = torch.relu(direct + model.head(torch.cat([x[0], z], dim=-1)))
-        logit = model.output(hidden)[:, 0]
+        sides = [x[0], z]
+        if model.forecast is not None:
+            at = model.forecast.which
+            scaled = centred[:, at] * encoder.inverse_std[at]
+            sides.append(model.forecast.units(model.forecast.surprise(inputs["h"][-1], scaled, values[:, at])[0]))
+        logit = model.score(sides, direct)
         out = {"logit": logit, "probability": model.calibrated(logit)}
         out["h" + NEXT] = states[0] if len(states) == 1 else torch.cat(states, dim=0)
         out["last_time" + NEXT] = time[:, 0]

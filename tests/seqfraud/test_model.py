@@ -54,6 +54,7 @@ def make_model(
     missing: tuple[int, ...] = (),
     layers: int = 1,
     random_constants: bool = True,
+    forecast: bool = True,
 ) -> SequenceModel:
     """A small model with random weights and, unless told otherwise, random scaling, bins and calibration."""
     schema = Schema(
@@ -77,6 +78,7 @@ def make_model(
         input_width=6,
         head_width=4,
         embedding=3,
+        forecast=forecast,
     )
     spec = ModelSpec(**{**sketch.as_dict(), "bins": 2 * sketch.values if random_constants else 0})
     torch.manual_seed(3)
@@ -341,6 +343,39 @@ def test_each_category_has_its_own_table() -> None:
     inputs["categorical"] = torch.tensor([[[6, 1], [0, 3]]])
     got = dense_of(model, inputs)[0, :, model.spec.dense_width :]
     assert got.tolist() == [[106, 106.25, 106.5, 201, 201.25], [100, 100.25, 100.5, 203, 203.25]]
+
+
+def test_a_surprise_is_the_distance_from_the_forecast_in_its_spread() -> None:
+    model = make_model(numbers=1, places=1)
+    forecast = model.forecast
+    assert forecast is not None
+    gap = 1 + model.spec.context
+    assert model.spec.forecasts == (0, gap, gap + 1)
+    with torch.no_grad():
+        forecast.linear.weight.zero_()
+        forecast.linear.bias.copy_(torch.tensor([0.5, 1.0, -1.0, math.log(2), 0.0, 9.0]))
+    scaled = torch.tensor([[2.5, 3.0, 99.0]])
+    away, loss = forecast.surprise(torch.zeros(1, 5), scaled, torch.tensor([[-7.0, 0.0, -math.log(2)]]))
+    expected = [1.0, 2.0, 0.0]  # the distance is not known: below 0, unlike the number, which may be negative
+    np.testing.assert_allclose(away[0].tolist(), expected, rtol=1e-6)
+    np.testing.assert_allclose(loss[0].tolist(), [0.5 + math.log(2), 2.0, 0.0], rtol=1e-6)
+    units = forecast.units(torch.tensor([[1.5, -20.0]]))
+    assert units.shape == (1, 2 * 9)
+    np.testing.assert_allclose(units[0, 2:10].tolist(), [1, 1, 1, 0.5, 0, 0, 0, 0])
+    assert units[0, 10:].tolist() == [0.0] * 8
+
+
+def test_a_forecast_sees_only_what_was_before() -> None:
+    """Its error at an event changes with the events before it, never with those after."""
+    model = make_model(numbers=2)
+    inputs = make_inputs(model, 2, 6, seed=4)
+    whole = call(model, inputs)["forecast_loss"]
+    later = {**inputs, "numeric": inputs["numeric"].clone()}
+    later["numeric"][:, 4] += 5.0
+    changed = call(model, later)["forecast_loss"]
+    np.testing.assert_array_equal(changed[:, :4], whole[:, :4])
+    assert (changed[:, 4] != whole[:, 4]).all()
+    assert (changed[:, 5] != whole[:, 5]).all()
 
 
 def test_features_keep_float32_under_mixed_precision() -> None:

@@ -15,7 +15,7 @@ from seqfraud.config import Config, TrainingConfig, parse_config
 from seqfraud.errors import ConfigError
 from seqfraud.metrics import average_precision
 from seqfraud.nn.model import SequenceModel
-from seqfraud.sequences import chunks, group_users
+from seqfraud.sequences import Chunk, chunks, group_users
 from training import loop
 from training.loop import (
     FINAL_RATE,
@@ -226,11 +226,13 @@ def test_scoring_leaves_dropout_off(small: Prepared) -> None:
     np.testing.assert_array_equal(score_logits(model, data, small.encoded, 8), first)
     model.train()
     assert not np.array_equal(
-        np.concatenate([x.detach().numpy().ravel() for _, x in whole_walk(model, small, data)]), first
+        np.concatenate([x["logit"].detach().numpy().ravel() for _, x in whole_walk(model, small, data)]), first
     )
 
 
-def whole_walk(model: SequenceModel, prepared: Prepared, data: DeviceData) -> list[tuple[object, torch.Tensor]]:
+def whole_walk(
+    model: SequenceModel, prepared: Prepared, data: DeviceData
+) -> list[tuple[Chunk, dict[str, torch.Tensor]]]:
     users = group_users(prepared.encoded.lengths(), 1000)[0]
     return list(walk(model, data, prepared.encoded, users, 8, lambda chunk: True, mixed=False))
 
@@ -256,11 +258,11 @@ def test_chunks_without_a_train_row_have_no_gradient(small: Prepared) -> None:
     users = group_users(small.encoded.lengths(), 5)[0]
     seen = {True: 0, False: 0}
     use = small.rows.train
-    for chunk, logit in walk(
+    for chunk, outputs in walk(
         model, data, small.encoded, users, 4, lambda c: bool(use[c.rows[c.rows >= 0]].any()), mixed=False
     ):
         wanted = bool(use[chunk.rows[chunk.rows >= 0]].any())
-        assert logit.requires_grad == wanted
+        assert outputs["logit"].requires_grad == wanted
         seen[wanted] += 1
     assert min(seen.values()) > 1
 
@@ -276,6 +278,19 @@ def test_every_event_is_in_exactly_one_chunk(small: Prepared) -> None:
             before = len(chunk.length)
             np.add.at(seen, chunk.rows[chunk.rows >= 0], 1)
     np.testing.assert_array_equal(seen, encoded.time < small.split.validation_start)
+
+
+def test_events_without_a_label_teach_the_forecast_and_nothing_else_does_without_its_weight(small: Prepared) -> None:
+    """With no forecast weight the labels alone move the weights; with it the forecast becomes better."""
+
+    def error(weight: float) -> float:
+        model = model_of(small)
+        fit(model, small, CPU, settings(epochs=4, forecast_weight=weight, learning_rate=1e-2, patience=9))
+        found = whole_walk(model.eval(), small, DeviceData(small.encoded, CPU))
+        losses = [(chunk.rows, outputs["forecast_loss"].detach().numpy()) for chunk, outputs in found]
+        return float(np.concatenate([loss[rows >= 0] for rows, loss in losses]).mean())
+
+    assert error(1.0) < error(0.0) - 0.2
 
 
 # --- Seeds and epochs --------------------------------------------------------------------------------------------

@@ -348,6 +348,7 @@ dropout = 0.25
     assert dataclasses.replace(spec, bins=0).as_dict() == {
         "numeric": 4, "places": 1, "context": 8, "vocabularies": (5,), "missing": (), "bins": 0, "hidden": 5,
         "layers": 2, "input_width": 6, "head_width": 7, "embedding": 2, "dropout": 0.25,
+            "forecast": True,
     }  # fmt: skip
     assert spec.values == 2 + 8 + 1 + 2 == len(scaling.mean)
     assert (graph.numeric, graph.categorical, graph.context) == (4, 1, 8)
