@@ -10,7 +10,10 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.keys import KeySettings
+from serve.logs import LogSettings
 from serve.server import ServerSettings
+from serve.tls import TlsSettings
 
 __all__ = ["Settings", "load_settings"]
 
@@ -20,6 +23,9 @@ class Settings:
     """A whole settings file."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    keys: KeySettings = field(default_factory=KeySettings)
+    tls: TlsSettings | None = None
+    log: LogSettings = field(default_factory=LogSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -27,10 +27,11 @@ LIMIT_S = 10.0
 SCRIPT = textwrap.dedent(
     '''
     """Serves a fake service. Arguments: a folder for signs, then settings as JSON."""
-    import json, logging, os, sys, time
+    import json, os, sys, time
     from pathlib import Path
     from seqfraud.errors import ConfigError, RequestError
-    from serve.server import ServerSettings, serve_forever
+    from serve.logs import AccessLog, LogSettings, configure_logs
+    from serve.server import Door, ServerSettings, serve_forever
 
     signs = Path(sys.argv[1])
     settings = json.loads(sys.argv[2])
@@ -84,11 +85,11 @@ SCRIPT = textwrap.dedent(
             raise ConfigError("the bundle is broken")
         return Service()
 
-    if settings.get("log_access"):
-        logging.getLogger("serve.access").setLevel(logging.INFO)
-        logging.getLogger("serve.access").addHandler(logging.StreamHandler(sys.stdout))
+    door = Door()
+    if settings.pop("log_access", False):
+        door = Door(access=AccessLog(configure_logs(LogSettings(access=True), descriptor=1)))
     try:
-        sys.exit(serve_forever(make, ServerSettings(**settings)))
+        sys.exit(serve_forever(make, ServerSettings(**settings), door))
     except ConfigError as error:
         sys.exit(str(error))
     '''
@@ -377,8 +378,11 @@ def test_the_access_log_is_said_when_asked_for(start: Start) -> None:
     assert server.request("GET", "/v1/users/a%20b") == (200, b"{}")
     code, lines, _ = server.stop()
     assert code == 0
-    assert lines[0].startswith("127.0.0.1 POST '/v1/score' 200 ")
-    assert lines[1].startswith("127.0.0.1 GET '/v1/users/a b' 200 ")
+    said = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(line["method"], line["route"], line["status"], line["bytes_out"]) for line in said] == [
+        ("POST", "/v1/score", 200, 3),
+        ("GET", "/v1/users/{user}", 200, 2),
+    ]
 
 
 class Gate:
