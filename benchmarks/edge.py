@@ -68,7 +68,8 @@ def main() -> None:
             "access log": (Door(access=log), None),
         }
         gateways = {
-            name: (_Gateway(ConstantService(), ServerSettings(), door)._answer, sent) for name, (door, sent) in doors.items()
+            name: (_Gateway(ConstantService(), ServerSettings(), door)._answer, sent)
+            for name, (door, sent) in doors.items()
         }
         rounds: dict[str, list[float]] = {name: [] for name in gateways}
         for _ in range(ROUNDS):
