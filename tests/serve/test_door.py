@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import ssl
+import subprocess
 import sys
 import textwrap
 import time
@@ -15,8 +16,11 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from seqfraud.cli import main
+from seqfraud.errors import ConfigError
 from serve.keys import add_key, revoke_key
 from serve.replay import Client
+from serve.server import Door, ServerSettings, _bind, _require_keys
+from serve.tls import TlsSettings, worker_options
 
 LIMIT_S = 10.0
 ROW = {"id": 1, "user": "ann", "time": 1_600_000_000_000, "amount": 5, "kind": "a", "merchant": "m"}
@@ -87,11 +91,11 @@ def test_a_stranger_is_answered_before_the_body_and_the_connection_ends_well(ser
         for _ in range(2):  # http.client connects again where the server said that it closes
             try:
                 connection.request("POST", "/v1/score", body=bytes(size))
+                answer = connection.getresponse()
             except (BrokenPipeError, ConnectionResetError):
                 assert size > 1_000_000
                 connection.close()
             else:
-                answer = connection.getresponse()
                 assert (answer.status, json.loads(answer.read())["error"]["code"]) == (401, "unauthorized")
         connection.request("GET", "/v1/model", headers={"Authorization": f"Bearer {key}"})
         assert connection.getresponse().status == 200
@@ -115,18 +119,36 @@ def test_a_stranger_who_never_sends_the_body_holds_no_thread(serve, tmp_path: Pa
 # ---- addresses
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_without_keys_only_loopback_is_served(serve, host: str, capfd: pytest.CaptureFixture[str]) -> None:
-    service = serve("--host", host)
+@pytest.mark.parametrize(
+    ("host", "open_to_others"),
+    [
+        ("127.0.0.1", False),
+        ("127.9.9.9", False),
+        ("localhost", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("", True),
+    ],
+)
+def test_without_keys_only_loopback_may_be_bound(host: str, open_to_others: bool) -> None:
+    try:
+        listener = _bind(ServerSettings(host=host, port=0))
+    except ConfigError:
+        assert ":" in host, "only a machine without IPv6 cannot"
+        return
+    with listener, pytest.raises(ConfigError) if open_to_others else contextlib.nullcontext() as caught:
+        _require_keys(listener, Door())
+    with listener:
+        if caught is not None:
+            assert "make one with `seqfraud keys add --file keys.json" in str(caught.value)
+
+
+def test_a_service_that_others_would_reach_does_not_start(serve) -> None:
+    service = serve("--host", "0.0.0.0")
     assert service.process.wait(60) == 2
-    text = service.log.read_text()
-    assert f"error: {host} is reached by others, and there are no keys: make one with `seqfraud keys add" in text
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost"])
-def test_loopback_needs_no_keys(serve, host: str) -> None:
-    service = serve("--host", host).started()
-    assert request(f"http://{host}:{service.port}", "GET", "/v1/model")[0] == 200
+    assert "error: 0.0.0.0 is reached by others, and there are no keys" in service.log.read_text()
 
 
 @pytest.mark.parametrize("how", ["flag", "settings", "keys"])
@@ -225,7 +247,7 @@ def test_tls_1_2_is_spoken_by_default_and_plain_text_is_not(serve, certificate, 
         ("text", "are not a certificate and its key in PEM"),
     ],
 )
-def test_tls_that_cannot_work_is_said_at_the_start(serve, certificate, tmp_path: Path, harm: str, words: str) -> None:
+def test_tls_that_cannot_work_is_said_at_the_start(certificate, tmp_path: Path, harm: str, words: str) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -240,9 +262,9 @@ def test_tls_that_cannot_work_is_said_at_the_start(serve, certificate, tmp_path:
         key.write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(*form))
     elif harm == "text":
         key.write_text("a key")
-    service = serve("--settings", tls_settings(tmp_path, certificate.certificate, key))
-    assert service.process.wait(60) == 2
-    assert words.format(key=key) in service.log.read_text()
+    with pytest.raises(ConfigError) as caught:
+        worker_options(TlsSettings(str(certificate.certificate), str(key)))
+    assert words.format(key=key) in str(caught.value)
 
 
 # ---- what the log says
@@ -384,8 +406,6 @@ def test_the_access_log_is_off_unless_asked_for(serve) -> None:
 
 def test_a_log_that_nobody_reads_stops_no_request(cards, tmp_path: Path) -> None:
     """Stderr is a pipe, full after 64 KiB: some 300 lines."""
-    import subprocess
-
     command = [
         sys.executable, "-m", "serve", "--bundle", str(cards.path), "--state", str(tmp_path / "state"), "--port", "0",
         "--access-log",
