@@ -10,23 +10,19 @@ may hold spaces, `%` and slashes; a trailing slash belongs to them. WSGI hands o
 only, hence the limits: an encoded slash and a plain one are the same, and an identifier that is
 empty or ends with one of `_ID_SUFFIXES` has no address.
 
-A route says whom it is for where it is declared; its key is asked for before its body is read. Every
-request has an id, the client's or one made here, which its answer and its lines in the log carry.
+A route says whom it is for where it is declared; its key is asked for before its body is read.
 """
 
 import functools
-import itertools
 import json
 import logging
 import re
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from seqfraud.errors import RequestError
-from serve.headers import headers_for
 from serve.hug_compat import falcon, hug
 from serve.keys import LABEL, OPEN, SCORE, Keyring, Roles
 
@@ -40,8 +36,6 @@ _DISCARD_BYTES = 256 * 1024
 _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
 _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}")
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +79,7 @@ def create_app(
     """The WSGI application over `service`. Two apps in one process share no routes.
 
     Without `keys` everybody may do everything. What the application finds out about a request is in
-    its environ afterwards: `seqfraud.request_id`, `seqfraud.route` and `seqfraud.key`.
+    its environ afterwards: `seqfraud.route` and `seqfraud.key`.
     """
     api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
     route = functools.partial(_route, api, keys)
@@ -186,38 +180,14 @@ def _finish(api: Any) -> WSGIApplication:
     routed.add_error_handler(Exception, _answer_crash)
     routed.add_error_handler(falcon.HTTPError, _answer_http_error)
     routed.add_error_handler(RequestError, _answer_refusal)
-    # Unique among processes too, and no clue to how many requests others make: both start at random.
-    prefix, numbers = secrets.token_hex(6), itertools.count(secrets.randbits(40))
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        request_id = _request_id(environ) or f"{prefix}{next(numbers):012x}"
-        environ["seqfraud.request_id"] = request_id
         if environ["PATH_INFO"].startswith(_ID_PREFIXES):
             environ["PATH_INFO"] = _quote_identifier(environ["PATH_INFO"])
-        body: Iterable[bytes] = routed(environ, _Start(start_response, request_id))
+        body: Iterable[bytes] = routed(environ, start_response)
         return body
 
     return application
-
-
-class _Start:
-    """A `start_response` that adds the headers that every answer carries.
-
-    A class: the annotations of a nested function would be evaluated for each request, which took 4 us.
-    """
-
-    __slots__ = ("_inner", "_request_id")
-
-    def __init__(self, inner: StartResponse, request_id: str) -> None:
-        self._inner = inner
-        self._request_id = request_id
-
-    def __call__(
-        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
-    ) -> Callable[[bytes], object]:
-        headers += headers_for(headers)
-        headers.append(("x-request-id", self._request_id))
-        return self._inner(status, headers)
 
 
 def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
@@ -285,12 +255,6 @@ def _identifier(quoted: str) -> str:
         raise RequestError(400, "bad_path", message) from None
 
 
-def _request_id(environ: WSGIEnvironment) -> str | None:
-    """The id that the client gives, if it is one that may be logged: short, one word, not a number such as a card's."""
-    given: str | None = environ.get("HTTP_X_REQUEST_ID")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) and not given.isdigit() else None
-
-
 def _answer_refusal(request: Any, response: Any, error: RequestError, params: object) -> None:
     if error.status == 401:
         response.set_header("WWW-Authenticate", 'Bearer realm="seqfraud"')
@@ -317,7 +281,7 @@ _EXPLANATIONS = {
 
 def _answer_crash(request: Any, response: Any, error: Exception, params: object) -> None:
     # The route, not the path: a path names users.
-    noted = {"request_id": request.env["seqfraud.request_id"]}
+    noted = {"request_id": request.env.get("seqfraud.request_id")}
     _log.error("%s %s failed", request.method, request.uri_template, exc_info=error, extra=noted)
     response.status = falcon.HTTP_500
     response.data = _error_body("internal", "the service failed; its log has the reason", "")

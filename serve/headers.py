@@ -1,10 +1,17 @@
-"""Headers that every answer carries so that a browser takes it for nothing else, and the policy of a page."""
+"""What every answer carries: headers so that a browser takes it for nothing else, and the request's id.
 
-import base64
+A request keeps the id that it came with, if that is one that may be logged, else it gets one; its answer and its lines in
+the log have it.
+"""
+
+import itertools
 import re
-from hashlib import sha256
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["headers_for", "page_policy"]
+__all__ = ["headers_for", "stamped"]
 
 _Headers = list[tuple[str, str]]
 
@@ -19,6 +26,8 @@ _FEATURES = (
     "payment",
     "publickey-credentials-get",
 )
+_POLICY = "content-security-policy"
+_NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _PAGE: _Headers = [
     _NO_SNIFFING,
     ("cache-control", "no-cache"),
@@ -27,34 +36,67 @@ _PAGE: _Headers = [
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
     ("x-frame-options", "DENY"),
+    (_POLICY, _NOTHING),
 ]
-_POLICY = "content-security-policy"
-_NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_PAGE_WITH_NOTHING: _Headers = [*_PAGE, (_POLICY, _NOTHING)]
 
-_INLINE = re.compile(rb"<(style|script)\b[^>]*>(.*?)</\1\s*>", re.DOTALL | re.IGNORECASE)
+
+_NAMES = frozenset(name for name, _ in _PAGE)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}")
+
+
+def stamped(app: WSGIApplication) -> WSGIApplication:
+    """`app` with these headers on all that it answers, and the request's id in `seqfraud.request_id` of its environ."""
+    # Unique among processes too, and no clue to how many requests others make: both start at random.
+    prefix, numbers = secrets.token_hex(6), itertools.count(secrets.randbits(40))
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request_id = _request_id(environ) or f"{prefix}{next(numbers):012x}"
+        environ["seqfraud.request_id"] = request_id
+        return app(environ, _Start(start_response, request_id))
+
+    return application
+
+
+class _Start:
+    """A `start_response` that adds the headers.
+
+    A class: the annotations of a nested function would be evaluated for each request.
+    """
+
+    __slots__ = ("_inner", "_request_id")
+
+    def __init__(self, inner: StartResponse, request_id: str) -> None:
+        self._inner = inner
+        self._request_id = request_id
+
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        headers += headers_for(headers)
+        headers.append(("x-request-id", self._request_id))
+        return self._inner(status, headers)
+
+
+def _request_id(environ: WSGIEnvironment) -> str | None:
+    """The id that the client gives, if it is one that may be logged: short, one word, not a number such as a card's."""
+    given: str | None = environ.get("HTTP_X_REQUEST_ID")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) and not given.isdigit() else None
 
 
 def headers_for(headers: _Headers) -> _Headers:
-    """What is added to an answer with `headers`, whose names are in lower case.
+    """What is added to an answer with `headers`, whose names are in lower case; what it has itself stays.
 
     A page that brings no policy of its own may load and run nothing, not even what stands in it.
     """
+    added = _API
+    has_own = False
     for name, value in headers:
-        if name == "content-type" and value.startswith("text/html"):
-            has_policy = any(name == _POLICY for name, _ in headers)
-            return _PAGE if has_policy else _PAGE_WITH_NOTHING
-    return _API
-
-
-def page_policy(page: bytes) -> str:
-    """A Content-Security-Policy that lets a page use what stands in it, by hash, and fetch from its own service.
-
-    Only for pages that hold nothing that anybody sent: what is in the page when this is called is what may run.
-    """
-    hashes: dict[str, list[str]] = {"style": [], "script": []}
-    for tag, content in _INLINE.findall(page):
-        digest = base64.b64encode(sha256(content).digest()).decode()
-        hashes[tag.decode().lower()].append(f"'sha256-{digest}'")
-    allowed = [f"{tag}-src {' '.join(found)}" for tag, found in hashes.items() if found]
-    return "; ".join([_NOTHING, *allowed, "connect-src 'self'", "img-src data:"])
+        if name == "content-type":
+            if value.startswith("text/html"):
+                added = _PAGE
+        elif name in _NAMES:
+            has_own = True
+    if has_own:
+        own = {name for name, _ in headers}
+        return [header for header in added if header[0] not in own]
+    return added

@@ -33,6 +33,7 @@ from granian.http import HTTP1Settings
 
 from seqfraud.errors import ConfigError
 from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
+from serve.headers import stamped
 from serve.keys import Keyring
 from serve.logs import AccessLog
 from serve.tls import TlsSettings, worker_options
@@ -170,7 +171,7 @@ class _Gateway:
     TICK_SECONDS = 0.005
 
     def __init__(self, service: ServiceLike, settings: ServerSettings, door: Door = _LOCAL) -> None:
-        self._app = create_app(service, max_body_bytes=settings.max_body_bytes, keys=door.keys)
+        self._app = stamped(create_app(service, max_body_bytes=settings.max_body_bytes, keys=door.keys))
         self._access = door.access
         self._answer = self._answer_now if door.access is None else self._answer_logged
         self._here = threading.local()
@@ -261,7 +262,8 @@ class _Gateway:
             body = b"".join(self._app(environ, response))
             protocol.response_bytes(response.status, response.headers, body)
         except BaseException:
-            _log.exception("a request failed outside the app")
+            noted = {"request_id": environ.get("seqfraud.request_id")}
+            _log.exception("a request failed outside the app", extra=noted)
             protocol.response_bytes(500, [("content-type", "application/json")], _INTERNAL)
             return 500, len(_INTERNAL)
         return response.status, len(body)

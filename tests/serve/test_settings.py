@@ -1,11 +1,18 @@
 """The service's settings file: defaults, sections, and errors that name the key."""
 
+import re
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
 from serve.settings import Settings, load_settings
+from serve.tls import TlsSettings
+
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "service.md"
 
 
 def test_without_a_file_the_defaults_hold():
@@ -26,6 +33,7 @@ def test_a_file_sets_a_section_and_leaves_the_rest(tmp_path: Path):
         ("[sever]\nport = 1\n", "the nearest valid section is server"),
         ('[server]\nport = "a"\n', "server.port: expected a whole number, got 'a'"),
         ("[server\n", "not valid TOML"),
+        ('[log]\nformat = "xml"\n', "'xml' is not one of 'json', 'text'"),
     ],
 )
 def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
@@ -34,6 +42,21 @@ def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
     with pytest.raises(ConfigError, match=r"serve\.toml") as caught:
         load_settings(file)
     assert words in str(caught.value)
+
+
+def test_the_file_in_the_documentation_is_one_and_has_the_defaults():
+    text = DOCUMENTATION.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    given = from_plain(Settings, tomllib.loads(block), "service.md")
+    assert (given.keys.file, given.tls) == ("keys.json", TlsSettings("tls.crt", "tls.key"))
+    assert replace(given, keys=replace(given.keys, file=""), tls=None) == Settings()
+
+
+def test_a_section_of_tls_needs_both_files(tmp_path: Path):
+    file = tmp_path / "serve.toml"
+    file.write_text('[tls]\ncertificate = "a"\n')
+    with pytest.raises(ConfigError, match=r"the key tls\.key is missing"):
+        load_settings(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
