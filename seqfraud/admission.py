@@ -177,11 +177,15 @@ def _check_columns(schema: Schema) -> None:
             raise BundleError(f"manifest: schema: a column is listed twice in {role!r:.200}")
     for column in schema.fields:
         if not 0 < len(column) <= MAX_NAME:
-            raise BundleError(f"manifest: schema: a column's name has {len(column)} characters; expected 1 to {MAX_NAME}")
+            raise BundleError(
+                f"manifest: schema: a column's name has {len(column)} characters; expected 1 to {MAX_NAME}"
+            )
     both = {*schema.texts} & {*schema.numbers}
     reserved = {schema.time, schema.transaction} & {*schema.texts, *schema.numbers}
     if both or reserved:
-        raise BundleError(f"manifest: schema: {min(c for c in both | reserved if c)!r:.80} has two roles that exclude each other")
+        raise BundleError(
+            f"manifest: schema: {min(c for c in both | reserved if c)!r:.80} has two roles that exclude each other"
+        )
     own = [c for c in (schema.user, schema.time, schema.transaction) if c is not None]
     if len(set(own)) != len(own):
         raise BundleError(f"manifest: schema: user, time and transaction are {own!r:.200}; expected different columns")
@@ -208,7 +212,9 @@ def _check_context(context: ContextSpec) -> None:
     _require_within("context.label_delay", context.label_delay, 0, MAX_DURATION_MS)
     need = entity_bytes(context)
     if need > ENTITY_BYTES:
-        raise BundleError(f"manifest: {need:,} bytes of memory per entity (context.half_lives); at most {ENTITY_BYTES:,}")
+        raise BundleError(
+            f"manifest: {need:,} bytes of memory per entity (context.half_lives); at most {ENTITY_BYTES:,}"
+        )
 
 
 def _check_state(state: StateSpec, schema: Schema) -> None:

@@ -178,7 +178,9 @@ def check_tensors(name: str, side: str, specs: Iterable[TensorSpec], tensors: It
             for axis, size in zip(spec.axes, shape, strict=False)
         )
         frozen = [
-            axis for axis, size in zip(spec.axes, shape, strict=False) if isinstance(axis, str) and isinstance(size, int)
+            axis
+            for axis, size in zip(spec.axes, shape, strict=False)
+            if isinstance(axis, str) and isinstance(size, int)
         ]
         if side == "input" and frozen:
             raise BundleError(f"{name}: the axis {frozen[0]} of input {spec.name} is frozen at {shape}")

@@ -32,7 +32,7 @@ OPSETS = {"": range(17, 18), "ai.onnx.ml": range(1, 4)}
 OPERATORS = {
     "": frozenset(
         "Abs Add Asin Cast Clip Concat Constant ConstantOfShape Cos Div Equal Expand Floor Gather GatherElements Gemm GRU "
-        "IsNaN Log MatMul Mod Mul Or Pow ReduceSum Relu Reshape Shape Sigmoid Sign Sin Slice Split Sqrt Squeeze Sub "
+        "Identity IsNaN Log MatMul Mod Mul Or Pow ReduceSum Relu Reshape Shape Sigmoid Sign Sin Slice Split Sqrt Squeeze Sub "
         "Transpose Unsqueeze Where".split()
     ),
     "ai.onnx.ml": frozenset(("ArrayFeatureExtractor", "OneHotEncoder", "TreeEnsembleClassifier")),
@@ -238,7 +238,9 @@ class _File:
         domain = self._text(node.get("domain", (0, 0)), "a domain")
         operator = self._text(node.get("op_type", (0, 0)), "an operator")
         if operator not in OPERATORS.get(domain, ()):
-            raise self._error(f"the operator {operator!r:.80} of the domain {domain!r:.80} is not one that export writes")
+            raise self._error(
+                f"the operator {operator!r:.80} of the domain {domain!r:.80} is not one that export writes"
+            )
         inputs = [self._text(s, "an input") for s in node["input"]]
         for name in inputs:
             if name and name not in known:
@@ -269,7 +271,9 @@ class _File:
         name = self._text(read.get("name", (0, 0)), "an attribute's name")
         kind = ATTRIBUTE_KINDS.get(read.get("type", 0))
         if kind is None:
-            raise self._error(f"{operator}.{name:.80}: an attribute of type {read.get('type')} is not one that export writes")
+            raise self._error(
+                f"{operator}.{name:.80}: an attribute of type {read.get('type')} is not one that export writes"
+            )
         for other in ATTRIBUTE_KINDS.values():
             if other != kind and read.get(other, []) != []:
                 raise self._error(f"{operator}.{name:.80}: says that it holds {kind}, and holds {other}")
@@ -348,7 +352,9 @@ class _File:
             elements, rest = divmod(end - begin, ELEMENT_BYTES[kind])
             elements = -1 if rest else elements
         if elements != count:
-            raise self._error(f"{what} {name!r:.80}: declares {dims!r:.80}, {count} elements, and holds {end - begin} bytes")
+            raise self._error(
+                f"{what} {name!r:.80}: declares {dims!r:.80}, {count} elements, and holds {end - begin} bytes"
+            )
         if kind != INT64 or count > MAX_RANK:
             return name, None
         if not packed:

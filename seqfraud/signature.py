@@ -91,7 +91,9 @@ def require_signature(manifest: bytes, signatures: bytes | None, trusted: Truste
             return words[1]
     if wrong:
         raise BundleError(f"{SIGNATURE}: the signature of key {wrong[0]:.40} is not one of this manifest")
-    raise BundleError(f"{SIGNATURE}: signed by {', '.join(strangers) or 'nobody':.200}; none of them is in {trusted.file}")
+    raise BundleError(
+        f"{SIGNATURE}: signed by {', '.join(strangers) or 'nobody':.200}; none of them is in {trusted.file}"
+    )
 
 
 def new_key(file: Path) -> str:

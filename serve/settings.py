@@ -10,9 +10,20 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.fallback import FallbackSettings
 from serve.server import ServerSettings
 
 __all__ = ["Settings", "load_settings"]
+
+
+@dataclass(frozen=True)
+class BundleSettings:
+    """Which bundles the service opens.
+
+    - trusted_keys: file of public keys; a bundle that none of them signed is refused. See `seqfraud sign`.
+    """
+
+    trusted_keys: str | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,8 @@ class Settings:
     """A whole settings file."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    bundle: BundleSettings = field(default_factory=BundleSettings)
+    fallback: FallbackSettings = field(default_factory=FallbackSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -73,6 +73,9 @@ SCRIPT = textwrap.dedent(
         def ready(self):
             return True
 
+        def degraded(self):
+            return False
+
         def close(self):
             say("closed")
 
@@ -391,6 +394,9 @@ class Gate:
     def ready(self) -> bool:
         self.entered.set()
         return self.open.wait(LIMIT_S)
+
+    def degraded(self) -> bool:
+        return False
 
 
 class Caller(threading.Thread):
