@@ -254,7 +254,16 @@ def _open(path: Path, folder: int, trusted: TrustedKeys | None) -> Bundle:
     check_graph(contents[SEQUENCE], SEQUENCE, inputs, [*graph.sequence_outputs(), *outputs], features)
     inputs = [*graph.step_inputs(), *graph.state_inputs()]
     check_graph(contents[STEP], STEP, inputs, [*graph.step_outputs(), *outputs], features)
-    return Bundle(path, str(claimed), manifest, *(contents[name] for name in FILES), content, signer)
+    return Bundle(
+        path,
+        str(claimed),
+        manifest,
+        sequence=contents[SEQUENCE],
+        step=contents[STEP],
+        reference=contents[REFERENCE],
+        manifest_file=content,
+        signed_by=signer,
+    )
 
 
 def _read_described(folder: int, name: str, described: Any) -> bytes:

@@ -29,12 +29,13 @@ MAX_NAME = 1024
 
 IR_VERSIONS = range(3, 11)
 OPSETS = {"": range(17, 18), "ai.onnx.ml": range(1, 4)}
+STANDARD = """
+Abs Add Asin Cast Clip Concat Constant ConstantOfShape Cos Div Equal Expand Floor GRU Gather GatherElements Gemm Identity
+IsNaN Log MatMul Mod Mul Or Pow ReduceSum Relu Reshape Shape Sigmoid Sign Sin Slice Split Sqrt Squeeze Sub Transpose
+Unsqueeze Where
+"""
 OPERATORS = {
-    "": frozenset(
-        "Abs Add Asin Cast Clip Concat Constant ConstantOfShape Cos Div Equal Expand Floor Gather GatherElements Gemm GRU "
-        "Identity IsNaN Log MatMul Mod Mul Or Pow ReduceSum Relu Reshape Shape Sigmoid Sign Sin Slice Split Sqrt Squeeze Sub "
-        "Transpose Unsqueeze Where".split()
-    ),
+    "": frozenset(STANDARD.split()),
     "ai.onnx.ml": frozenset(("ArrayFeatureExtractor", "OneHotEncoder", "TreeEnsembleClassifier")),
 }
 """By domain, what the exporters write for the GRU, the logistic regression and the forest."""
