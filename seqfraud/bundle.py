@@ -237,7 +237,6 @@ def _open(path: Path, folder: int, trusted: TrustedKeys | None) -> Bundle:
     if not isinstance(files, dict) or set(files) != set(FILES):
         raise BundleError(f"the manifest lists the files {files!r:.200}; expected {', '.join(FILES)}")
     manifest = Manifest.from_dict(raw)
-    require_same(raw, manifest.as_dict())
     graph = manifest.graph
     check_manifest(
         manifest.schema,
@@ -248,6 +247,7 @@ def _open(path: Path, folder: int, trusted: TrustedKeys | None) -> Bundle:
         manifest.serve.window,
         manifest.serve.max_batch,
     )
+    require_same(raw, manifest.as_dict())
     contents = {name: _read_described(folder, name, files[name]) for name in FILES}
     features = graph.numeric + graph.context + graph.categorical + CLOCK_FEATURES
     inputs, outputs = [*graph.sequence_inputs(), *graph.state_inputs()], graph.state_outputs()
@@ -284,13 +284,16 @@ def _read(folder: int, name: str, limit: int) -> bytes | None:
     except OSError as error:
         words = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
         raise BundleError(f"{name} {words}; expected a file in the folder itself") from error
-    with open(descriptor, "rb") as file:
+    try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise BundleError(f"{name} is not a file")
         if about.st_size > limit:
             raise BundleError(f"{name} has {about.st_size:,} bytes; at most {limit:,}")
-        content = file.read(limit + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise BundleError(f"{name} has more than {limit:,} bytes")
     return content
