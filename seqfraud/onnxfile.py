@@ -18,7 +18,7 @@ from typing import Any
 from seqfraud.errors import BundleError
 from seqfraud.graph import TensorSpec, check_tensors
 
-MAX_FIELDS = 4_000_000
+MAX_FIELDS = 1_000_000
 """Fields that are read one by one, some microseconds each; runs of numbers in an attribute count as one."""
 MAX_NODES = 10_000
 MAX_RANK = 8

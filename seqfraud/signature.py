@@ -11,6 +11,7 @@ nothing is asked of a bundle, and `cryptography`, which belongs to the service, 
 import base64
 import binascii
 import hashlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def require_signature(manifest: bytes, signatures: bytes | None, trusted: Truste
         manifest: the file's bytes.
         signatures: those of manifest.sig; None where there is no such file.
     """
+    _require_cryptography()
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -101,6 +103,7 @@ def new_key(file: Path) -> str:
 
     Raises ConfigError where one of them is there: a key is never overwritten.
     """
+    _require_cryptography()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -141,6 +144,7 @@ class SigningKey:
 
 def read_signing_key(file: Path) -> SigningKey:
     """A private key from its file. Raises ConfigError, also where others than its owner may read it."""
+    _require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -159,6 +163,13 @@ def read_signing_key(file: Path) -> SigningKey:
     if not isinstance(private, Ed25519PrivateKey):
         raise ConfigError(f"{file}: is not an Ed25519 key; `seqfraud sign --new-key FILE` makes one")
     return SigningKey(private.private_bytes_raw())
+
+
+def _require_cryptography() -> None:
+    if importlib.util.find_spec("cryptography") is None:
+        raise ConfigError(
+            "signatures need the package cryptography, which is not installed: pip install 'seqfraud[serve]'"
+        )
 
 
 def _decoded(text: str) -> bytes:

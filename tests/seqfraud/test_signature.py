@@ -189,3 +189,12 @@ def test_without_keys_nothing_of_cryptography_is_imported(folder: Path) -> None:
     code += "open_bundle(Path(sys.argv[1])); assert 'cryptography' not in sys.modules and 'onnx' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_where_cryptography_is_not_installed_one_line_says_so(
+    folder: Path, key: Path, trusted: TrustedKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for asked in (lambda: open_bundle(folder, trusted), lambda: read_signing_key(key), lambda: new_key(key)):
+        with pytest.raises(ConfigError, match=r"signatures need the package cryptography.*seqfraud\[serve\]"):
+            asked()

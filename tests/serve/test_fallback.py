@@ -98,6 +98,14 @@ def test_settings_are_read_from_the_file(tmp_path: Path) -> None:
     assert load_settings(file).fallback == LIMITS
 
 
+def test_the_settings_on_the_page_are_settings(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "service.md").read_text()
+    block = page[page.index("[fallback]") :]
+    (tmp_path / "serve.toml").write_text(block[: block.index("```")])
+    fallback = load_settings(tmp_path / "serve.toml").fallback
+    assert fallback == FallbackSettings("limits", review_above=500.0, decline_above=5000.0, without_amount="review")
+
+
 # --- faults ------------------------------------------------------------------------------------------------------
 
 
