@@ -50,7 +50,7 @@ def sign(
 
     Whoever sets --trusted-keys, or trusted_keys in the service's settings, opens only what a key in that file signed.
 
-    Example: seqfraud sign --new-key release.key && seqfraud sign bundle --key release.key
+    Example: seqfraud sign bundle --key release.key
     """
     if make is not None:
         if bundle is not None or key is not None:
