@@ -33,6 +33,7 @@ COMMANDS = {
     "baselines": Command("training.commands", "baselines", "Models without a sequence on the same rows, compared."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),
     "verify": Command("seqfraud.commands", "verify", "Every check of a bundle that needs no torch."),
+    "sign": Command("seqfraud.commands", "sign", "Sign a bundle, so that services can ask for the signature."),
     "score": Command("serve.commands", "score", "Score a file, or a journal, in arrival order."),
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),

@@ -33,6 +33,10 @@ class JournalError(SeqfraudError):
     """The journal cannot store or read something now; nothing was changed by it."""
 
 
+class ModelError(SeqfraudError):
+    """The graphs cannot answer now: one failed, or gave no probability; nothing was changed by it."""
+
+
 class RequestError(SeqfraudError):
     """A request that the service refuses; nothing was changed by it.
 

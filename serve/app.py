@@ -67,7 +67,10 @@ class ServiceLike(Protocol):
         """The bundle in force and the challengers in shadow."""
 
     def ready(self) -> bool:
-        """Whether a transaction posted now would be scored."""
+        """Whether a transaction posted now would get an answer."""
+
+    def degraded(self) -> bool:
+        """Whether that answer would be the fallback's."""
 
 
 def create_app(
@@ -116,7 +119,7 @@ def create_app(
     def readyz(request: Any) -> bytes:
         if not service.ready():
             raise RequestError(503, "not_ready", "the service is not ready to score yet; ask again")
-        return b'{"status":"ready"}'
+        return b'{"status":"degraded"}' if service.degraded() else b'{"status":"ready"}'
 
     return _finish(api)
 

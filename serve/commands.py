@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from seqfraud.bundle import open_bundle
+from seqfraud.commands import TrustedKeysOption, trusted_keys
 from seqfraud.config import format_instant, parse_duration, parse_instant
 from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.errors import ConfigError, RunError
@@ -33,6 +34,7 @@ def score(
         Path | None, typer.Option(help="Score the journal of this state folder, in its order, instead of a file.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1)] = 2,
+    trusted: TrustedKeysOption = None,
     json: JsonOption = False,
 ) -> None:
     """Score in arrival order: transaction_id, fraud_probability, is_fraud, decision.
@@ -46,7 +48,7 @@ def score(
 
     if (data is None) == (state is None):
         raise ConfigError("score: expected a file or --state, one of them")
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, trusted_keys(trusted))
     summary: dict[str, Any] = {"model": opened.id}
     if state is not None:
         from serve.offline import score_journal
@@ -71,6 +73,7 @@ def load(
     bundle: BundleOption,
     state: StateOption,
     until: TimeOption = None,
+    trusted: TrustedKeysOption = None,
     json: JsonOption = False,
 ) -> None:
     """Backfill a service's state with history and its labels, by the code path of live traffic.
@@ -82,7 +85,7 @@ def load(
     from serve.service import Service
 
     end = instant("--until", until)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, trusted_keys(trusted))
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
     rows = len(table) if end is None else int((table.time < end).sum())
@@ -112,6 +115,7 @@ def serve(
     snapshot_seconds: Annotated[
         float, typer.Option(help="Seconds between snapshots, if some thousand records came.", min=0.01)
     ] = 300.0,
+    trusted: TrustedKeysOption = None,
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
@@ -136,8 +140,13 @@ def serve(
         tls=given.tls,
         access=AccessLog(writer) if log.access else None,
     )
-    opened = open_bundle(bundle)
-    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), server, door)
+    signers = given.bundle.trusted_keys if trusted is None else str(trusted)
+    opened = open_bundle(bundle, trusted_keys(None if signers is None else Path(signers)))
+
+    def make_service() -> Service:
+        return Service(opened, state, promise=promise, snapshot_every=snapshot_seconds, fallback=given.fallback)
+
+    code = serve_forever(make_service, server, door)
     if code:
         raise typer.Exit(code)
 

@@ -117,6 +117,10 @@ class TransactionDecoder:
         """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
         return self._transaction(decode_as(record.raw, self._json), record)
 
+    def amount_of(self, transaction: Transaction) -> float | None:
+        """The amount as it was posted: NaN where a transaction has none, None where the schema knows of none."""
+        return None if self._amount is None else transaction.numbers[self._amount]
+
     def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
         items: list[msgspec.Raw] = decode_as(body, _raw_list)

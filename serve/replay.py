@@ -98,6 +98,10 @@ def replay(
         status, answer = client.call("POST", "/v1/score", arrival.transaction)
         out.seconds.append(time.perf_counter() - sent)
         _require(status, answer, f"/v1/score row {int(table.file_row[arrival.row]) + 1}")
+        if answer.get("degraded"):
+            raise RunError(
+                f"row {int(table.file_row[arrival.row]) + 1}: the service answers without its model: {answer['reasons'][0]}"
+            )
         out.probability[answer["transaction_id"]] = answer["fraud_probability"]
         out.decisions[answer["decision"]] = out.decisions.get(answer["decision"], 0) + 1
         out.duplicates += answer["duplicate"]

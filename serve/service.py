@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
-from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
+from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.policy import decide
-from seqfraud.runtime import SequenceGraph, StepGraph
+from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.capture import Capture
 from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.fallback import FallbackSettings
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
@@ -42,17 +43,29 @@ SNAPSHOT_RECORDS = 5000
 """Fewer records are not worth one; a start folds them in within a second."""
 
 
+MODEL = "model_unavailable"
+STORAGE = "storage_unavailable"
+"""Why an answer may be degraded; the codes of the errors, too."""
+_CANNOT = {
+    MODEL: "the model could not answer; nothing changed",
+    STORAGE: "the transaction could not be stored; nothing changed",
+}
+
+_PERHAPS_STORED = "what was asked may be stored or not; ask again when the service has been started again"
+
 FIELDS = "fields"
 """Key of the journal's note that says which fields its transactions have."""
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
+REFUSE = FallbackSettings()
 
 
-class Answer(msgspec.Struct):
-    """The answer to one transaction, as HTTP gives it."""
+class Answer(msgspec.Struct, omit_defaults=True):
+    """The answer to one transaction, as HTTP gives it; `degraded` is there only where it is true."""
 
     transaction_id: str
-    fraud_probability: float
+    fraud_probability: float | None
+    """None where the answer is degraded."""
     is_fraud: bool
     decision: str
     reasons: list[str]
@@ -60,6 +73,7 @@ class Answer(msgspec.Struct):
     history: int
     late: bool
     duplicate: bool
+    degraded: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,6 +104,7 @@ class Service:
         snapshot_every: float | None = SNAPSHOT_S,
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
+        fallback: FallbackSettings = REFUSE,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -100,6 +115,7 @@ class Service:
             snapshot_records: such a snapshot is taken only if so many records came since the last.
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
+            fallback: what is answered while the model or the journal cannot.
         """
         self.bundle = bundle
         self._clock = clock
@@ -117,6 +133,11 @@ class Service:
         self._state = state
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
+        self._fallback = fallback
+        self._failing = ""
+        """Why the last transaction that was tried could not be scored; empty where it could."""
+        self.degraded_answers = {MODEL: 0, STORAGE: 0}
+        """How many there were, by what failed."""
         self.before_waiting: Callable[[], None] = lambda: None
         """Called by a thread that is about to wait for the disk, so that others may be let in meanwhile."""
         with ExitStack() as opened:
@@ -236,9 +257,8 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        answer = self._encode(self.score_one(self._decoder.decode(body)))
-        self._wait_durable(self._journal.last_seq)
-        return answer
+        transaction = self._decoder.decode(body)
+        return self._encode(self._promised([(transaction, self.score_one(transaction))])[0])
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
@@ -248,25 +268,80 @@ class Service:
                 413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
             )
         results: list[Answer | dict[str, Any]] = []
-        for item in items:
+        scored: list[tuple[Transaction, Answer]] = []
+        places: list[int] = []
+        for place, item in enumerate(items):
             try:
-                results.append(self.score_one(self._decoder.decode(item)))
+                transaction = self._decoder.decode(item)
+                answer = self.score_one(transaction)
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
-        self._wait_durable(self._journal.last_seq)
+            else:
+                scored.append((transaction, answer))
+                places.append(place)
+                results.append(answer)
+        for place, answer in zip(places, self._promised(scored), strict=True):
+            results[place] = answer
         return self._encode({"results": results})
 
     def score_one(self, transaction: Transaction) -> Answer:
-        """Score, store and commit one transaction; a known id gives the answer of the first time."""
+        """Score, store and commit one transaction; a known id gives the answer of the first time.
+
+        Where the model or the journal cannot, nothing changes, and the fallback answers: RequestError 503 by default.
+        """
         try:
             with self._lock:
                 self._require_ready()
                 known = self._journal.transaction(transaction.id)
                 return self._score_new(transaction) if known is None else self._again(known, transaction)
         except JournalError as error:
-            _log.error("journal: %s", error)
-            message = "the transaction could not be stored; nothing changed"
-            raise RequestError(503, "storage_unavailable", message) from None
+            return self._fall_back(transaction, STORAGE, _CANNOT[STORAGE], error)
+        except ModelError as error:
+            return self._fall_back(transaction, MODEL, _CANNOT[MODEL], error)
+
+    def _fall_back(self, transaction: Transaction, code: str, words: str, error: Exception) -> Answer:
+        """The degraded answer to a transaction, or RequestError 503, as the owner chose."""
+        with self._lock:
+            if self._failing != code:
+                self._failing = code
+                _log.error("%s: %s", code, error, exc_info=error.__cause__)
+            if self._fallback.mode == "refuse":
+                raise RequestError(503, code, words) from None
+            self.degraded_answers[code] += 1
+            slot = self._users.slots.get(transaction.user)
+            history = 0 if slot is None else int(self._users.accepted[slot])
+            late = slot is not None and self._users.is_late(slot, transaction.time)
+        decision, limit = self._fallback.decide(self._decoder.amount_of(transaction))
+        return Answer(
+            transaction_id=transaction.id,
+            fraud_probability=None,
+            is_fraud=decision == "decline",
+            decision=decision,
+            reasons=[f"degraded: {code}: {limit}"],
+            model=self.bundle.id,
+            history=history,
+            late=late,
+            duplicate=False,
+            degraded=True,
+        )
+
+    def _recovered(self) -> None:
+        if self._failing:
+            _log.warning("%s: transactions are scored again", self._failing)
+            self._failing = ""
+
+    def _promised(self, scored: list[tuple[Transaction, Answer]]) -> list[Answer]:
+        """Answers that may leave: once what they stand on is durable, or else by the fallback."""
+        if all(answer.degraded for _, answer in scored):
+            return [answer for _, answer in scored]
+        try:
+            self._journal.wait_durable(self._journal.last_seq, self.before_waiting)
+        except JournalError as error:
+            return [
+                answer if answer.degraded else self._fall_back(transaction, STORAGE, _PERHAPS_STORED, error)
+                for transaction, answer in scored
+            ]
+        return [answer for _, answer in scored]
 
     def _score_new(self, transaction: Transaction) -> Answer:
         users, entities = len(self._users.slots), len(self._context.rows)
@@ -274,7 +349,7 @@ class Service:
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time).astype(np.float32)
-            scored = self._score(transaction, context)
+            scored = self._try_score(transaction, context)
             answer = self._answer(transaction, scored)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
@@ -297,7 +372,17 @@ class Service:
             raise
         scored.commit()
         self._memory.settle(seq, transaction, rows)
+        self._recovered()
         return answer
+
+    def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
+        """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root."""
+        try:
+            return self._score(transaction, context)
+        except SeqfraudError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.300}") from error
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
@@ -341,7 +426,7 @@ class Service:
                 users.append(slot, transaction.time, step)
                 users.count(slot)
 
-            return Scored(float(step.outputs["probability"][0]), history, False, commit)
+            return Scored(self._probability(), history, False, commit)
         history = self._journal.events_before(transaction.user, transaction.time)
         if users.is_too_late(slot, transaction.time):
             self._run_step(users.anchor_states(slot))
@@ -349,17 +434,27 @@ class Service:
             def count() -> None:
                 users.count(slot)
 
-            return Scored(float(step.outputs["probability"][0]), history, True, count)
+            return Scored(self._probability(), history, True, count)
         place = users.place_of(slot, transaction.time)
         self._run_step(users.states_at(slot, place, self._sequence))
         integers = step.inputs["integers"][0].copy()
         values = step.inputs["values"][0].copy() if "values" in step.inputs else None
 
+        probability = self._probability()
+        # before the journal has it: a graph that fails must not leave memory behind what is stored
+        write = users.prepare_insert(slot, place, integers, values, self._sequence)
+
         def insert() -> None:
-            users.insert(slot, place, integers, values, self._sequence)
+            write()
             users.count(slot)
 
-        return Scored(float(step.outputs["probability"][0]), history, True, insert)
+        return Scored(probability, history, True, insert)
+
+    def _probability(self) -> float:
+        probability = float(self._step.outputs["probability"][0])
+        if not 0 <= probability <= 1:  # so with NaN
+            raise ModelError(f"the graph gave {probability} as a probability")
+        return probability
 
     def _run_step(self, states: dict[str, Array]) -> None:
         for name, value in states.items():
@@ -371,8 +466,7 @@ class Service:
         try:
             self._journal.wait_durable(seq, self.before_waiting)
         except JournalError as error:
-            message = "what was asked may be stored or not; ask again when the service has been started again"
-            raise RequestError(503, "storage_unavailable", message) from error
+            raise RequestError(503, STORAGE, _PERHAPS_STORED) from error
 
     # ---- labels
 
@@ -467,8 +561,28 @@ class Service:
         )
 
     def ready(self) -> bool:
-        """Whether a transaction posted now would be scored."""
-        return self._ready and not self._journal.failed
+        """Whether a transaction posted now would get an answer, a degraded one included."""
+        return self._ready and (self._fallback.mode == "limits" or not self.degraded())
+
+    def degraded(self) -> bool:
+        """Whether a transaction posted now would get the fallback's answer, as far as that can be known."""
+        if self._journal.failed:
+            return True
+        return self._failing == MODEL and not self._model_answers()
+
+    def _model_answers(self) -> bool:
+        """Whether the graph answers again, tried with a user without history: perhaps nothing is posted meanwhile."""
+        with self._lock:
+            for name in ("integers", "values"):
+                if name in self._step.inputs:
+                    self._step.inputs[name][...] = 0
+            try:
+                self._run_step(initial_states(self._spec, 1))
+                self._probability()
+            except Exception:
+                return False
+            self._recovered()
+            return True
 
     def _require_ready(self) -> None:
         if not self._ready:

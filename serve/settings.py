@@ -10,12 +10,23 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.fallback import FallbackSettings
 from serve.keys import KeySettings
 from serve.logs import LogSettings
 from serve.server import ServerSettings
 from serve.tls import TlsSettings
 
 __all__ = ["Settings", "load_settings"]
+
+
+@dataclass(frozen=True)
+class BundleSettings:
+    """Which bundles the service opens.
+
+    - trusted_keys: file of public keys; a bundle that none of them signed is refused. See `seqfraud sign`.
+    """
+
+    trusted_keys: str | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Settings:
     keys: KeySettings = field(default_factory=KeySettings)
     tls: TlsSettings | None = None
     log: LogSettings = field(default_factory=LogSettings)
+    bundle: BundleSettings = field(default_factory=BundleSettings)
+    fallback: FallbackSettings = field(default_factory=FallbackSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -19,6 +19,7 @@ class FakeService:
 
     error: Exception | None = None
     is_ready: bool = True
+    is_degraded: bool = False
     calls: list[tuple[str, object]] = field(default_factory=list)
 
     def _call(self, name: str, argument: object) -> bytes:
@@ -47,6 +48,9 @@ class FakeService:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def degraded(self) -> bool:
+        return self.is_degraded
 
 
 @dataclass(frozen=True)
@@ -357,6 +361,16 @@ def test_alive_is_not_ready() -> None:
     assert (answer.status, answer.error["code"]) == (503, "not_ready")
     service.is_ready = True
     assert call(app, "GET", "/readyz").status == 200
+
+
+def test_ready_says_that_answers_come_without_the_model() -> None:
+    """A load balancer reads the status and goes on sending; a person reads the word."""
+    service = FakeService()
+    app = create_app(service)
+    assert json.loads(call(app, "GET", "/readyz").body) == {"status": "ready"}
+    service.is_degraded = True
+    answer = call(app, "GET", "/readyz")
+    assert (answer.status, json.loads(answer.body)) == (200, {"status": "degraded"})
 
 
 def test_two_apps_in_one_process_keep_to_themselves() -> None:

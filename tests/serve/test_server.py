@@ -74,6 +74,9 @@ SCRIPT = textwrap.dedent(
         def ready(self):
             return True
 
+        def degraded(self):
+            return False
+
         def close(self):
             say("closed")
 
@@ -395,6 +398,9 @@ class Gate:
     def ready(self) -> bool:
         self.entered.set()
         return self.open.wait(LIMIT_S)
+
+    def degraded(self) -> bool:
+        return False
 
 
 class Caller(threading.Thread):
