@@ -44,9 +44,18 @@ def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
     assert words in str(caught.value)
 
 
-def test_the_file_in_the_documentation_is_one_and_has_the_defaults():
-    text = DOCUMENTATION.read_text(encoding="utf-8")
-    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+def blocks() -> list[str]:
+    found: list[str] = re.findall(r"```toml\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), re.DOTALL)
+    return found
+
+
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.split("]")[0].strip("["))
+def test_what_the_documentation_shows_is_a_settings_file(block: str):
+    assert from_plain(Settings, tomllib.loads(block), "service.md") != Settings()
+
+
+def test_the_whole_file_in_the_documentation_has_the_defaults():
+    (block,) = (block for block in blocks() if "[server]" in block)
     given = from_plain(Settings, tomllib.loads(block), "service.md")
     assert (given.keys.file, given.tls) == ("keys.json", TlsSettings("tls.crt", "tls.key"))
     assert replace(given, keys=replace(given.keys, file=""), tls=None) == Settings()
