@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -19,12 +20,25 @@ from seqfraud.canonical import (
     network_of,
     time_ms,
 )
+from seqfraud.config import TimeUnit
 from seqfraud.errors import RequestError
+from seqfraud.schema import Schema
 from seqfraud.vocabulary import UNSEEN
 from serve.records import TransactionRecord
 
 Text = str | int | float | bool | None
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=LARGEST_NUMBER)]
+# extra_json_schema: what is checked by hand after decoding, so that the API's description says it too
+Identifier = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1})] | int
+IsoTime = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+Milliseconds = Annotated[
+    int | float, msgspec.Meta(extra_json_schema={"minimum": EARLIEST_MS, "exclusiveMaximum": LATEST_MS})
+]
+Seconds = Annotated[
+    int | float, msgspec.Meta(extra_json_schema={"minimum": EARLIEST_MS // 1000, "exclusiveMaximum": LATEST_MS // 1000})
+]
+TIMES: dict[TimeUnit, Any] = {"iso": IsoTime, "s": Seconds, "ms": Milliseconds}
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,24 +75,13 @@ class TransactionDecoder:
         schema = manifest.schema
         self._schema = schema
         self._fields = schema.fields
+        refused_negative = {schema.amount} if manifest.cleaning.negative_amount != "keep" else set()
         optional = {*manifest.missing, *({schema.amount} - set(schema.numeric_inputs))}
-        types: list[tuple[str, Any, Any]] = []
-        for i, column in enumerate(self._fields):
-            if column in (schema.user, schema.transaction):
-                types.append((f"f{i}", str | int, msgspec.field(name=column)))
-            elif column == schema.time:
-                kind = str if schema.time_unit == "iso" else int | float
-                types.append((f"f{i}", kind, msgspec.field(name=column)))
-            elif column in schema.numbers and column in optional:
-                types.append((f"f{i}", Number | None, msgspec.field(name=column, default=None)))
-            elif column in schema.numbers:
-                types.append((f"f{i}", Number, msgspec.field(name=column)))
-            else:
-                types.append((f"f{i}", Text, msgspec.field(name=column, default=None)))
-        # fields with a default have to come last
-        types.sort(key=lambda t: t[2].default is not msgspec.NODEFAULT)
-        self._struct = msgspec.defstruct("Transaction", types, gc=False)
-        self._json = msgspec.json.Decoder(self._struct)
+        may_lack = optional if manifest.cleaning.missing_number == "keep" else set()
+        self.posted = _struct_of(schema, may_lack, refused_negative)
+        """The type of a posted transaction, from which the API's description is made too."""
+        self._json = msgspec.json.Decoder(self.posted)
+        self._stored_json = msgspec.json.Decoder(_struct_of(schema, optional, set()))
         self._encode = msgspec.json.Encoder().encode
         get = {column: f"f{i}" for i, column in enumerate(self._fields)}
         self._id = None if schema.transaction is None else get[schema.transaction]
@@ -92,30 +95,15 @@ class TransactionDecoder:
             (schema.texts.index(c), None) for c in schema.context
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
-        self._refuse_negative = manifest.cleaning.negative_amount != "keep"
-        self._refuse_missing = (
-            []
-            if manifest.cleaning.missing_number == "keep"
-            else [(i, column) for i, column in enumerate(schema.numbers) if column in optional]
-        )
         self._amount = None if schema.amount is None else schema.numbers.index(schema.amount)
 
     def decode(self, body: bytes | msgspec.Raw) -> Transaction:
         """One transaction from JSON. Raises RequestError."""
-        transaction = self._transaction(decode_as(body, self._json), None)
-        if transaction.amount < 0 and self._refuse_negative:
-            column = str(self._schema.amount)
-            message = f"{column}: {transaction.amount:g} is negative; expected 0 or more, as in training"
-            raise RequestError(422, "invalid_field", message, column)
-        for i, column in self._refuse_missing:
-            if math.isnan(transaction.numbers[i]):
-                message = f"{column}: no number; expected one, as in training"
-                raise RequestError(422, "invalid_field", message, column)
-        return transaction
+        return self._transaction(decode_as(body, self._json), None)
 
     def decode_stored(self, record: TransactionRecord) -> Transaction:
         """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
-        return self._transaction(decode_as(record.raw, self._json), record)
+        return self._transaction(decode_as(record.raw, self._stored_json), record)
 
     def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
@@ -160,6 +148,27 @@ class TransactionDecoder:
         return time
 
 
+def _struct_of(
+    schema: Schema, optional: AbstractSet[str | None], not_negative: AbstractSet[str | None]
+) -> type[msgspec.Struct]:
+    """The type of a transaction in JSON: field i of the schema is its attribute f{i}."""
+    types: list[tuple[str, Any, Any]] = []
+    for i, column in enumerate(schema.fields):
+        kind: Any = Text
+        required = False
+        if column in (schema.user, schema.transaction):
+            kind, required = Identifier, True
+        elif column == schema.time:
+            kind, required = TIMES[schema.time_unit], True
+        elif column in schema.numbers:
+            kind, required = NotNegative if column in not_negative else Number, column not in optional
+            kind = kind if required else kind | None
+        types.append((f"f{i}", kind, msgspec.field(name=column, default=msgspec.NODEFAULT if required else None)))
+    # fields with a default have to come last
+    types.sort(key=lambda t: t[2].default is not msgspec.NODEFAULT)
+    return msgspec.defstruct("Transaction", types, gc=False)
+
+
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _PATH = re.compile(r" - at `\$(?:\[[^\]]*\])?\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `(.+?)`")
@@ -196,9 +205,9 @@ def decode_as(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[Any]) -> 
 class Label(msgspec.Struct):
     """One label as it is posted."""
 
-    transaction_id: str | int
-    is_fraud: bool | int
-    known_at: str | int | float | None = None
+    transaction_id: Identifier
+    is_fraud: bool | Literal[0, 1]
+    known_at: IsoTime | Milliseconds | None = None
     source: str = "api"
 
 
@@ -219,8 +228,6 @@ def decode_labels(body: bytes) -> list[SaidLabel]:
     """The labels of a request. Raises RequestError; none is taken if one is wrong."""
     out = []
     for i, label in enumerate(decode_as(body, _labels)):
-        if label.is_fraud not in (0, 1):
-            raise RequestError(422, "invalid_field", f"[{i}].is_fraud: expected true, false, 1 or 0", "is_fraud")
         known_at = None if label.known_at is None else label_time(label.known_at, i)
         identity = text_of(label.transaction_id, "transaction_id")
         out.append(SaidLabel(identity, bool(label.is_fraud), known_at, label.source))
