@@ -19,8 +19,11 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
+from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
+from serve.description import Description
 from serve.hug_compat import falcon, hug
+from serve.pages import Page
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
@@ -35,14 +38,17 @@ _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)}
 
 _log = logging.getLogger(__name__)
 
-_Handler = TypeVar("_Handler", bound=Callable[..., bytes])
+_Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
 
 
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
+    `bundle` is the one in force; the description of the API is made from it when it is first asked for.
     Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
+
+    bundle: Bundle
 
     def score(self, body: bytes) -> bytes:
         """One transaction (a JSON object) -> its answer."""
@@ -73,6 +79,7 @@ def create_app(
 ) -> WSGIApplication:
     """The WSGI application over `service`. Two apps in one process share no routes."""
     api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
+    description = Description(max_body_bytes)
 
     @_route(api, "POST", "/v1/score")
     def score(request: Any) -> bytes:
@@ -108,23 +115,39 @@ def create_app(
             raise RequestError(503, "not_ready", "the service is not ready to score yet; ask again")
         return b'{"status":"ready"}'
 
+    @_route(api, "GET", "/openapi.json")
+    def openapi(request: Any) -> Page:
+        return description.of(service.bundle).document
+
+    @_route(api, "GET", "/docs")
+    def docs(request: Any) -> Page:
+        return description.of(service.bundle).page
+
+    @_route(api, "GET", "/docs/style.css")
+    def style(request: Any) -> Page:
+        return description.of(service.bundle).style
+
     return _finish(api)
 
 
 class _RawHTTP(hug.interface.HTTP):  # type: ignore[misc]
-    """Hug's interface without its parsing: the raw request in, the answer's bytes out.
+    """Hug's interface without its parsing: the raw request in, the answer's bytes out, or a page.
 
     Measured per request around a constant handler: Hug's default body 15.7 us, `parse_body=False`
     with an output function 8.5, this 3.7. It also keeps Hug from turning a body's keys or the query
     into arguments.
     """
 
-    def __init__(self, route: Any, function: Callable[..., bytes], catch_exceptions: bool) -> None:
+    def __init__(self, route: Any, function: Callable[..., bytes | Page], catch_exceptions: bool) -> None:
         super().__init__(route, function, catch_exceptions)
         self._handler = function
 
     def __call__(self, request: Any, response: Any, **params: str) -> None:
-        response.data = self._handler(request, **params)
+        answer = self._handler(request, **params)
+        if isinstance(answer, bytes):
+            response.data = answer
+        else:
+            answer.put(request, response)
 
 
 class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
@@ -133,9 +156,9 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
     def _create_interface(
         self,
         api: Any,
-        api_function: Callable[..., bytes],
+        api_function: Callable[..., bytes | Page],
         catch_exceptions: bool = True,
-    ) -> tuple[_RawHTTP, Callable[..., bytes]]:
+    ) -> tuple[_RawHTTP, Callable[..., bytes | Page]]:
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 

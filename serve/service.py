@@ -24,6 +24,7 @@ from seqfraud.bundle import Bundle
 from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
+from serve.answers import Answer
 from serve.capture import Capture
 from serve.decoding import SaidLabel, Transaction, decode_labels
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
@@ -46,20 +47,6 @@ FIELDS = "fields"
 """Key of the journal's note that says which fields its transactions have."""
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
-
-
-class Answer(msgspec.Struct):
-    """The answer to one transaction, as HTTP gives it."""
-
-    transaction_id: str
-    fraud_probability: float
-    is_fraud: bool
-    decision: str
-    reasons: list[str]
-    model: str
-    history: int
-    late: bool
-    duplicate: bool
 
 
 @dataclass(slots=True, frozen=True)
