@@ -36,6 +36,8 @@ _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
 _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
 
+_METHODS = frozenset(falcon.COMBINED_METHODS)
+
 _log = logging.getLogger(__name__)
 
 _Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
@@ -182,7 +184,11 @@ def _finish(api: Any) -> WSGIApplication:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith(_ID_PREFIXES):
             environ["PATH_INFO"] = _quote_identifier(environ["PATH_INFO"])
+        if (method := environ["REQUEST_METHOD"]) not in _METHODS:
+            # Falcon would call a method that it does not know a bad request, and not say which are taken
+            environ["REQUEST_METHOD"] = "TRACE"
         body: Iterable[bytes] = routed(environ, start_response)
+        environ["REQUEST_METHOD"] = method
         return body
 
     return application
@@ -270,7 +276,6 @@ def _answer_http_error(request: Any, response: Any, error: Any, params: object) 
 _EXPLANATIONS = {
     "not_found": "there is nothing at this address",
     "method_not_allowed": "this address does not take this method; see the Allow header",
-    "bad_request": "unknown HTTP method",
 }
 
 
