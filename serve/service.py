@@ -25,7 +25,7 @@ from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
 from serve.capture import Capture
-from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
@@ -90,6 +90,7 @@ class Service:
         snapshot_every: float | None = SNAPSHOT_S,
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
+        inputs: InputSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -100,12 +101,15 @@ class Service:
             snapshot_records: such a snapshot is taken only if so many records came since the last.
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
+            inputs: limits of what a client may send, `[input]`; its defaults where None.
         """
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
+        self._limits = Limits(inputs)
+        self._decoder = TransactionDecoder(manifest, self._limits)
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
@@ -160,9 +164,8 @@ class Service:
 
     def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces, self._decoder)
         self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-        self._decoder = memory.decoder
 
     def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
@@ -378,7 +381,7 @@ class Service:
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
         self._wait_durable(self._journal.last_seq)
         return answer
 

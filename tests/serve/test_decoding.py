@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 
 from seqfraud.bulk import read_for_bundle
 from seqfraud.bundle import Bundle
-from seqfraud.config import CleaningConfig
+from seqfraud.canonical import EARLIEST_MS, LATEST_MS
+from seqfraud.config import CleaningConfig, Duration, Instant
 from seqfraud.errors import RequestError
 from seqfraud.vocabulary import UNSEEN
-from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.records import TransactionRecord
 
 CARD = {"id": 1, "user": "ann", "time": 1_600_000_000_000, "amount": 5.0, "kind": "food", "merchant": "m", "device": 9}
+
+
+ANY_TIME = InputSettings(earliest=Instant(EARLIEST_MS), latest_ahead=Duration(LATEST_MS))
+"""What texts of times can spell at all; the limits have their own tests."""
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +36,12 @@ def cards_decoder(cards: Bundle) -> TransactionDecoder:
 
 @pytest.fixture(scope="module")
 def plain_decoder(plain: Bundle) -> TransactionDecoder:
-    return TransactionDecoder(plain.manifest)
+    return TransactionDecoder(plain.manifest, Limits(ANY_TIME))
 
 
 @pytest.fixture(scope="module")
 def rich_decoder(rich: Bundle) -> TransactionDecoder:
-    return TransactionDecoder(rich.manifest)
+    return TransactionDecoder(rich.manifest, Limits(ANY_TIME))
 
 
 def decode(decoder: TransactionDecoder, row: dict[str, Any]) -> Transaction:
