@@ -348,7 +348,7 @@ def _invalid_field(
         value = _raw_object.decode(body).get(field)
     except msgspec.DecodeError:  # in another way than the one that was found first
         value = None
-    return _refused(field, "missing" if value is None else _shown(bytes(value)), words[field], where)
+    return _refused(field, "missing" if value is None else _shown(bytes(value)), words[field], where and f"{where}.")
 
 
 def _shown(value: bytes) -> str:
@@ -401,7 +401,9 @@ def _require_each_once(body: bytes) -> None:
         _scan(body.decode())
     except _StandsTwice as error:
         name = str(error).encode("utf-8", "replace").decode()[:SHOWN]
-        raise RequestError(422, "duplicate_field", f"{name!r}: stands twice in one object; expected once", name) from None
+        raise RequestError(
+            422, "duplicate_field", f"{name!r}: stands twice in one object; expected once", name
+        ) from None
     except RecursionError as error:
         raise _invalid_json(error, body) from None
 
@@ -491,7 +493,7 @@ def _wrong_label(body: bytes) -> RequestError:
         try:
             _label.decode(item)
         except msgspec.ValidationError as error:
-            return _invalid_field(error, bytes(item), _LABEL_WORDS, "transaction_id and is_fraud", f"[{i}].")
+            return _invalid_field(error, bytes(item), _LABEL_WORDS, "transaction_id and is_fraud", f"[{i}]")
     raise AssertionError("the labels are valid one by one")
 
 
