@@ -21,6 +21,7 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 
 from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
+from serve.decoding import TransactionDecoder
 from serve.description import Description
 from serve.hug_compat import falcon, hug
 from serve.pages import Page
@@ -37,6 +38,12 @@ _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
 
 _METHODS = frozenset(falcon.COMBINED_METHODS)
+_JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
+"""What nearly every client sends; other spellings cost a search."""
+_JSON_TYPE = re.compile(
+    r"\s*application/(?:[\w.!#$&^-]+\+)?json\s*(?:;\s*charset\s*=\s*(?P<quote>\"?)utf-?8(?P=quote)\s*)?;?\s*",
+    re.IGNORECASE | re.ASCII,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +53,13 @@ _Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
-    `bundle` is the one in force; the description of the API is made from it when it is first asked for.
+    `bundle` is the one in force and `decoder` the one of its transactions: the description of the API is made from them when
+    it is first asked for.
     Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
 
     bundle: Bundle
+    decoder: TransactionDecoder
 
     def score(self, body: bytes) -> bytes:
         """One transaction (a JSON object) -> its answer."""
@@ -85,15 +94,15 @@ def create_app(
 
     @_route(api, "POST", "/v1/score")
     def score(request: Any) -> bytes:
-        return service.score(_read_body(request.env, max_body_bytes))
+        return service.score(_read_json(request.env, max_body_bytes))
 
     @_route(api, "POST", "/v1/score/batch")
     def score_batch(request: Any) -> bytes:
-        return service.score_batch(_read_body(request.env, max_body_bytes))
+        return service.score_batch(_read_json(request.env, max_body_bytes))
 
     @_route(api, "POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_body(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes))
 
     @_route(api, "GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
@@ -119,15 +128,15 @@ def create_app(
 
     @_route(api, "GET", "/openapi.json")
     def openapi(request: Any) -> Page:
-        return description.of(service.bundle).document
+        return description.of(service.bundle, service.decoder).document
 
     @_route(api, "GET", "/docs")
     def docs(request: Any) -> Page:
-        return description.of(service.bundle).page
+        return description.of(service.bundle, service.decoder).page
 
     @_route(api, "GET", "/docs/style.css")
     def style(request: Any) -> Page:
-        return description.of(service.bundle).style
+        return description.of(service.bundle, service.decoder).style
 
     return _finish(api)
 
@@ -192,6 +201,28 @@ def _finish(api: Any) -> WSGIApplication:
         return body
 
     return application
+
+
+def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:
+    """The body of a request that says that it is JSON, or a refusal.
+
+    A request without a content type is refused too: a page in a browser may send one to any address without asking, from
+    a `Blob`, but not one that says `application/json`.
+    """
+    body = _read_body(environ, limit)
+    content_type = environ.get("CONTENT_TYPE", "")
+    if content_type not in _JSON_TYPES and _JSON_TYPE.fullmatch(content_type) is None:
+        seen = f"{content_type!r:.80}" if content_type else "no content type"
+        raise _unsupported(f"{seen}; send JSON in UTF-8 with the header Content-Type: application/json")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise _unsupported("the body is compressed; send it as it is, without Content-Encoding")
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":
+        raise _unsupported("the body is encoded for transfer; send it as it is, or in chunks")
+    return body
+
+
+def _unsupported(message: str) -> RequestError:
+    return RequestError(415, "unsupported_media_type", message)
 
 
 def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:

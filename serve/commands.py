@@ -15,6 +15,7 @@ from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.errors import ConfigError, RunError
 
 BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
+SettingsOption = Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")]
 StateOption = Annotated[Path, typer.Option(help="The service's state folder; made if it is not there.")]
 DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -68,6 +69,7 @@ def load(
     bundle: BundleOption,
     state: StateOption,
     until: TimeOption = None,
+    settings: SettingsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Backfill a service's state with history and its labels, by the code path of live traffic.
@@ -77,13 +79,15 @@ def load(
     from seqfraud.bulk import read_with_report
     from serve.load import load as load_table
     from serve.service import Service
+    from serve.settings import load_settings
 
+    inputs = load_settings(settings).input
     end = instant("--until", until)
     opened = open_bundle(bundle)
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
     rows = len(table) if end is None else int((table.time < end).sum())
-    with Service(opened, state) as service, bar("loading", rows) as progress:
+    with Service(opened, state, inputs=inputs) as service, bar("loading", rows) as progress:
         done = load_table(service, table, end, progress.advance)
     if json:
         print_json({**vars(done), "model": opened.id})
@@ -96,7 +100,7 @@ def serve(
     state: StateOption,
     host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not set.", min=0, max=65535)] = None,
-    settings: Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")] = None,
+    settings: SettingsOption = None,
     access_log: Annotated[bool | None, typer.Option(help="One line per request.")] = None,
     promise: Annotated[
         Promise, typer.Option(help="What an answer survives: the death of the process, or a power cut (disk) too.")
@@ -116,9 +120,12 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
     flags = {"host": host, "port": port, "log_access": access_log}
-    server = replace(load_settings(settings).server, **{k: v for k, v in flags.items() if v is not None})
+    chosen = load_settings(settings)
+    server = replace(chosen.server, **{k: v for k, v in flags.items() if v is not None})
     opened = open_bundle(bundle)
-    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), server)
+    code = serve_forever(
+        lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds, inputs=chosen.input), server
+    )
     if code:
         raise typer.Exit(code)
 

@@ -6,6 +6,7 @@ from importlib.resources import files
 import msgspec
 
 from seqfraud.bundle import Bundle
+from serve.decoding import TransactionDecoder
 from serve.documentation import render
 from serve.openapi import CSS, HTML, JSON, STYLE_PATH, describe
 from serve.pages import Page
@@ -34,15 +35,15 @@ class Description:
         self._max_body_bytes = max_body_bytes
         self._made: tuple[str, Pages] | None = None
 
-    def of(self, bundle: Bundle) -> Pages:
+    def of(self, bundle: Bundle, decoder: TransactionDecoder) -> Pages:
         """The pages of a bundle. Two threads that come at once may both make them, and the same."""
         made = self._made
         if made is None or made[0] != bundle.id:
-            made = self._made = (bundle.id, self._make(bundle))
+            made = self._made = (bundle.id, self._make(bundle, decoder))
         return made[1]
 
-    def _make(self, bundle: Bundle) -> Pages:
-        document = describe(bundle, self._max_body_bytes)
+    def _make(self, bundle: Bundle, decoder: TransactionDecoder) -> Pages:
+        document = describe(bundle, decoder, self._max_body_bytes)
         return Pages(
             document=Page(msgspec.json.encode(document), JSON),
             page=Page(render(document, STYLE_PATH).encode(), HTML, (_POLICY,)),

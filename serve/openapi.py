@@ -13,12 +13,12 @@ import msgspec
 import seqfraud
 from seqfraud.bundle import Bundle, Manifest
 from seqfraud.canonical import spell_time
-from seqfraud.config import parse_instant
+from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
 from seqfraud.policy import decide
 from seqfraud.schema import Schema
 from serve.answers import Answer, LabelCounts, ModelInForce, Refusal, State, UserHistory
-from serve.decoding import Label, TransactionDecoder, decode_labels
+from serve.decoding import Label, Limits, TransactionDecoder, decode_labels
 
 __all__ = ["OPERATIONS", "ROLES", "Operation", "describe", "example_transactions"]
 
@@ -219,24 +219,31 @@ _ETAG = {
 }
 
 
-def describe(bundle: Bundle, max_body_bytes: int, *, roles: Roles = ROLES, keys_required: bool = False) -> Json:
+def describe(
+    bundle: Bundle,
+    decoder: TransactionDecoder,
+    max_body_bytes: int,
+    *,
+    roles: Roles = ROLES,
+    keys_required: bool = False,
+) -> Json:
     """The OpenAPI document of the service over a bundle.
 
     Args:
         bundle: whose schema transactions have.
+        decoder: of the bundle's transactions, with the limits in force.
         max_body_bytes: the limit of a body, for the words.
         roles: which keys an operation takes, by method and path.
         keys_required: whether the service has keys, and so refuses whoever brings none.
     """
     manifest = bundle.manifest
-    decoder = TransactionDecoder(manifest)
     examples = _Examples(bundle, decoder)
     with_keys = {operation: sorted(roles[operation]) for operation in roles if roles[operation]}
     paths: dict[str, Json] = {}
     for operation in OPERATIONS:
         needs = with_keys.get((operation.method, operation.path), [])
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(
-            operation, examples, manifest, needs, keys_required
+            operation, examples, manifest, decoder.limits, needs, keys_required
         )
     return {
         "openapi": "3.1.0",
@@ -273,7 +280,12 @@ def describe(bundle: Bundle, max_body_bytes: int, *, roles: Roles = ROLES, keys_
 
 
 def _operation(
-    operation: Operation, examples: "_Examples", manifest: Manifest, roles: list[str], keys_required: bool
+    operation: Operation,
+    examples: "_Examples",
+    manifest: Manifest,
+    limits: Limits,
+    roles: list[str],
+    keys_required: bool,
 ) -> Json:
     about: Json = {
         "operationId": operation.id,
@@ -297,7 +309,10 @@ def _operation(
         about["requestBody"] = {
             "required": True,
             "content": {
-                JSON: {"schema": _request_schema(operation.id, manifest), "examples": examples.requests[operation.id]}
+                JSON: {
+                    "schema": _request_schema(operation.id, manifest, limits),
+                    "examples": examples.requests[operation.id],
+                }
             },
         }
     about["responses"] = _responses(operation, examples, manifest, bool(roles))
@@ -307,12 +322,12 @@ def _operation(
     return about
 
 
-def _request_schema(operation_id: str, manifest: Manifest) -> Json:
+def _request_schema(operation_id: str, manifest: Manifest, limits: Limits) -> Json:
     if operation_id == "score":
         return _ref("Transaction")
     if operation_id == "scoreBatch":
         return {"type": "array", "maxItems": manifest.serve.max_batch, "items": _ref("Transaction")}
-    return {"type": "array", "items": _ref("Label")}
+    return {"type": "array", "maxItems": limits.settings.max_labels, "items": _ref("Label")}
 
 
 def _responses(operation: Operation, examples: "_Examples", manifest: Manifest, with_keys: bool) -> Json:
@@ -367,10 +382,8 @@ def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
             schema["description"] = " ".join(schema["description"].split())
         if name not in ("Transaction", "Label"):
             schema["required"] = list(schema["properties"])  # an answer always has all of them
-    _describe_fields(schemas["Transaction"], manifest)
-    schemas["Label"]["properties"]["transaction_id"]["description"] = "As in the answer."
-    schemas["Label"]["properties"]["known_at"]["description"] = "ISO 8601, or milliseconds since 1970. Left out: now."
-    schemas["Label"]["properties"]["source"]["description"] = "Who says it."
+    _describe_transaction(schemas["Transaction"], manifest, decoder.limits)
+    _describe_label(schemas["Label"]["properties"], decoder.limits)
     result = {"anyOf": [_ref("Answer"), _ref("Refusal")]}
     schemas["BatchAnswer"] = {
         "title": "BatchAnswer",
@@ -389,8 +402,8 @@ def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
     return schemas
 
 
-def _describe_fields(transaction: Json, manifest: Manifest) -> None:
-    """Says of every field of a transaction what it is for."""
+def _describe_transaction(transaction: Json, manifest: Manifest, limits: Limits) -> None:
+    """Says of every field what it is for, and within which limits."""
     schema = manifest.schema
     transaction["description"] = "Fields that are not declared here are ignored, and never reach the model."
     known = {v.column: v.values for v in manifest.vocabularies}
@@ -398,7 +411,50 @@ def _describe_fields(transaction: Json, manifest: Manifest) -> None:
         words = _words_of(column, schema)
         if column in known:
             words.append(f"A category; {len(known[column])} values are known, others count as unseen.")
+        if column == schema.time:
+            words.append(_time_words(limits))
+            _limit(field, limits, schema.time_unit)
+        elif column in (schema.transaction, schema.user):
+            _limit(field, limits, empty=False)
+        elif column not in schema.numbers:
+            _limit(field, limits)
         field["description"] = " ".join(words)
+
+
+def _describe_label(fields: Json, limits: Limits) -> None:
+    _limit(fields["transaction_id"], limits, empty=False)
+    fields["transaction_id"]["description"] = "As in the answer."
+    fields["is_fraud"]["description"] = "What it turned out to be."
+    text, *numbers, _null = fields["known_at"]["anyOf"]
+    _limit(text, limits, "iso")
+    for number in numbers:
+        _limit(number, limits, "ms")
+    fields["known_at"]["description"] = (
+        f"ISO 8601, or milliseconds since 1970; null or left out: now. {_time_words(limits)}"
+    )
+    _limit(fields["source"], limits)
+    fields["source"]["description"] = "Who says it."
+
+
+def _limit(field: Json, limits: Limits, unit: TimeUnit | None = None, empty: bool = True) -> None:
+    """Adds what the decoder checks after the types: of times in a unit, or of what is compared as text."""
+    for kind in field.get("anyOf", [field]):
+        if unit is not None:
+            if kind["type"] != "string" or unit == "iso":
+                kind |= limits.time_schema(unit)
+        elif kind["type"] == "string":
+            kind |= {**({} if empty else {"minLength": 1}), **limits.text_schema()}
+        elif kind["type"] in ("integer", "number"):
+            kind |= limits.number_schema()
+    if {"integer", "number"} <= {kind["type"] for kind in field.get("anyOf", [])}:
+        field["anyOf"] = [kind for kind in field["anyOf"] if kind["type"] != "integer"]  # is a number, too
+
+
+def _time_words(limits: Limits) -> str:
+    days = limits.settings.latest_ahead / DAY_MS
+    return (
+        f"Not before {format_instant(limits.settings.earliest)}, nor more than {days:g} days ahead of the clock here."
+    )
 
 
 def _words_of(column: str, schema: Schema) -> list[str]:
@@ -427,22 +483,22 @@ def example_transactions(manifest: Manifest, decoder: TransactionDecoder) -> dic
     """Transactions that the decoder takes: with every field, and with those only that it has to have."""
     schema = manifest.schema
     required = {f.encode_name for f in msgspec.structs.fields(decoder.posted) if f.required}
-    full = {column: _example_value(column, manifest) for column in schema.fields}
+    full = {column: _example_value(column, manifest, decoder.limits) for column in schema.fields}
     least = {column: value for column, value in full.items() if column in required}
     if schema.transaction is not None:
         least[schema.transaction] = "T-2"
     return {"full": full, "least": least}
 
 
-def _example_value(column: str, manifest: Manifest) -> Any:
+def _example_value(column: str, manifest: Manifest, limits: Limits) -> Any:
     schema = manifest.schema
     if column == schema.transaction:
         return "T-1"
     if column == schema.user:
         return "U-42"
     if column == schema.time:
-        last = manifest.fingerprint.get("last")
-        return spell_time(parse_instant(last if isinstance(last, str) else "2025-04-08T10:00:00Z"), schema.time_unit)
+        last = parse_instant(manifest.fingerprint.get("last", "2025-04-08T10:00:00Z"))
+        return spell_time(limits.nearest_time(last), schema.time_unit)
     if column in schema.numbers:
         return _median(column, manifest)
     known = {v.column: v.values for v in manifest.vocabularies}
@@ -472,16 +528,15 @@ class _Examples:
         manifest = bundle.manifest
         transactions = example_transactions(manifest, decoder)
         full = transactions["full"]
-        self._decoder = decoder
         self._posted = {name: decoder.decode(msgspec.json.encode(row)) for name, row in transactions.items()}
         transaction = self._posted["full"]
         answer = msgspec.to_builtins(_example_answer(transaction.id, bundle))
         refused = {k: v for k, v in full.items() if k != manifest.schema.user}
         self._unreadable = _error_of(lambda: decoder.decode(b"{" + msgspec.json.encode(manifest.schema.user)))
         self._wrong_field = _error_of(lambda: decoder.decode(msgspec.json.encode(refused)))
-        known_at = spell_time(transaction.time + 86_400_000, "iso")
+        known_at = spell_time(decoder.limits.nearest_time(transaction.time + DAY_MS), "iso")
         label = {"transaction_id": transaction.id, "is_fraud": True, "known_at": known_at}
-        decode_labels(msgspec.json.encode([label]))
+        decode_labels(msgspec.json.encode([label]), decoder.limits)
         self._user = transaction.user
         self._transaction = transaction.id
         self.requests: dict[str, Json] = {

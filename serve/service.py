@@ -26,7 +26,7 @@ from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
 from serve.answers import Answer
 from serve.capture import Capture
-from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
@@ -77,6 +77,7 @@ class Service:
         snapshot_every: float | None = SNAPSHOT_S,
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
+        inputs: InputSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -87,12 +88,15 @@ class Service:
             snapshot_records: such a snapshot is taken only if so many records came since the last.
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
+            inputs: limits of what a client may send, `[input]`; its defaults where None.
         """
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
+        self._limits = Limits(inputs)
+        self.decoder = TransactionDecoder(manifest, self._limits)
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
@@ -147,9 +151,8 @@ class Service:
 
     def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces, self.decoder)
         self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-        self._decoder = memory.decoder
 
     def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
@@ -223,13 +226,13 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        answer = self._encode(self.score_one(self._decoder.decode(body)))
+        answer = self._encode(self.score_one(self.decoder.decode(body)))
         self._wait_durable(self._journal.last_seq)
         return answer
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
-        items = self._decoder.decode_batch(body)
+        items = self.decoder.decode_batch(body)
         if len(items) > self._max_batch:
             raise RequestError(
                 413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
@@ -237,7 +240,7 @@ class Service:
         results: list[Answer | dict[str, Any]] = []
         for item in items:
             try:
-                results.append(self.score_one(self._decoder.decode(item)))
+                results.append(self.score_one(self.decoder.decode(item)))
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
         self._wait_durable(self._journal.last_seq)
@@ -365,7 +368,7 @@ class Service:
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
         self._wait_durable(self._journal.last_seq)
         return answer
 
@@ -470,7 +473,7 @@ class Service:
 
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""
-        return self._decoder.decode(self._encode(row))
+        return self.decoder.decode(self._encode(row))
 
 
 @contextmanager

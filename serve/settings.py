@@ -10,6 +10,7 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.decoding import InputSettings
 from serve.server import ServerSettings
 
 __all__ = ["Settings", "load_settings"]
@@ -20,6 +21,7 @@ class Settings:
     """A whole settings file."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    input: InputSettings = field(default_factory=InputSettings)
 
 
 def load_settings(path: Path | None) -> Settings:
