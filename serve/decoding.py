@@ -112,11 +112,6 @@ class Limits:
         pattern = {} if self.settings.control_characters else {"pattern": NO_CONTROL_CHARACTERS}
         return {"maxLength": self._longest, **pattern}
 
-    def number_schema(self) -> dict[str, Any]:
-        """Which numbers are short enough as a text."""
-        most = 10.0 ** min(self._longest - 1, 307)
-        return {"minimum": -most / 10, "maximum": most / 10}
-
     def check_time(self, time: int, seen: object, field: str) -> None:
         """Milliseconds, spelled `seen`."""
         if self._earliest <= time <= self._latest:

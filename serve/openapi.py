@@ -444,8 +444,6 @@ def _limit(field: Json, limits: Limits, unit: TimeUnit | None = None, empty: boo
                 kind |= limits.time_schema(unit)
         elif kind["type"] == "string":
             kind |= {**({} if empty else {"minLength": 1}), **limits.text_schema()}
-        elif kind["type"] in ("integer", "number"):
-            kind |= limits.number_schema()
     if {"integer", "number"} <= {kind["type"] for kind in field.get("anyOf", [])}:
         field["anyOf"] = [kind for kind in field["anyOf"] if kind["type"] != "integer"]  # is a number, too
 
