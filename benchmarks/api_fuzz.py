@@ -118,7 +118,7 @@ def cannot_be_said(body: Any, error: dict[str, str]) -> bool:
 
 def fuzz(url: str, examples: int, seed: int) -> Fuzzed:
     """Run all phases of schemathesis against a service, at most `examples` random requests per operation."""
-    schemathesis.openapi.format("date-time", _TIMES)
+    schemathesis.openapi.format("date-time", TIMES)
     config = SchemathesisConfig.from_dict(
         {
             "seed": seed,
@@ -144,7 +144,7 @@ def fuzz(url: str, examples: int, seed: int) -> Fuzzed:
 
 
 _ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-_TIMES = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=_ZONES).map(datetime.isoformat)
+TIMES = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=_ZONES).map(datetime.isoformat)
 """schemathesis would also make the second 60, which is no time to Python."""
 
 

@@ -250,6 +250,8 @@ class TransactionDecoder:
         """A number that came as a text, spelled as JSON spells it."""
         kind: Any = NotNegative if column in self._not_negative else Number
         try:
+            if re.fullmatch(NUMBER_AS_TEXT, text) is None:  # the decoder would skip blanks
+                raise msgspec.DecodeError
             number = msgspec.json.decode(text, type=int | Number if column == self._schema.time else kind)
         except (msgspec.DecodeError, UnicodeEncodeError):
             raise _refused(column, f"{text!r:.{SHOWN}}", self._words[column]) from None

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
+from serve.decoding import NO_CONTROL_CHARACTERS, NUMBER_AS_TEXT
+
 __all__ = ["render"]
 
 Json = dict[str, Any]
@@ -14,18 +16,7 @@ Json = dict[str, Any]
 _COMPONENT = "#/components/schemas/"
 _RESPONSE = "#/components/responses/"
 _CODE = re.compile(r"`([^`]*)`")
-_LIMITS = {
-    "minLength": "at least {} characters",
-    "maxLength": "at most {} characters",
-    "minItems": "at least {} items",
-    "maxItems": "at most {} items",
-    "minimum": "{} or more",
-    "maximum": "{} or less",
-    "exclusiveMinimum": "more than {}",
-    "exclusiveMaximum": "less than {}",
-    "pattern": "matches {}",
-    "format": "{}",
-}
+_PATTERNS = {NO_CONTROL_CHARACTERS: "no control characters", NUMBER_AS_TEXT: "a number"}
 
 
 def render(document: Json, style: str) -> str:
@@ -230,21 +221,34 @@ def _type(schema: Json) -> str:
     kind = schema.get("type")
     if kind == "array":
         return f"array of {_type(schema['items'])}"
-    return escape({"null": "<null>"}.get(kind, kind).strip("<>")) if isinstance(kind, str) else "anything"
+    return escape(kind) if isinstance(kind, str) else "anything"
 
 
 def _limits_of(schema: Json) -> str:
-    said = [words.format(_number(schema[key])) for key, words in _LIMITS.items() if key in schema]
-    if schema.get("default") is not None:
-        said.append(f"default {json.dumps(schema['default'])}")
+    said = []
+    for unit, low, high in (
+        (" characters", "minLength", "maxLength"),
+        (" items", "minItems", "maxItems"),
+        ("", "minimum", "maximum"),
+        ("", "minimum", "exclusiveMaximum"),
+    ):
+        if high in schema:
+            below = " to below " if high == "exclusiveMaximum" else " to "
+            start = f"{_number(schema[low])}{below}" if low in schema else "at most "
+            said.append(f"{start}{_number(schema[high])}{unit}")
+    if "minimum" in schema and not {"maximum", "exclusiveMaximum"} & set(schema):
+        said.append(f"{_number(schema['minimum'])} or more")
+    if schema.get("minLength") == 1 and "maxLength" not in schema:
+        said.append("not empty")
+    said += [str(schema["format"])] if "format" in schema else []
+    said += [_PATTERNS.get(schema["pattern"], f"matches {schema['pattern']}")] if "pattern" in schema else []
+    said += [f"default {json.dumps(schema['default'])}"] if schema.get("default") is not None else []
     return f' <small class="limits">{escape(", ".join(said))}</small>' if said else ""
 
 
-def _number(value: object) -> str:
+def _number(value: float) -> str:
     """A limit as a person reads it."""
-    if isinstance(value, float) and abs(value) >= 1e6:
-        return f"{value:g}"
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
+    return f"{value:g}" if isinstance(value, float) and abs(value) >= 1e6 else f"{value:,}"
 
 
 def _badge(method: str) -> str:

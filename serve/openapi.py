@@ -429,6 +429,7 @@ def _describe_label(fields: Json, limits: Limits) -> None:
     _limit(text, limits, "iso")
     for number in numbers:
         _limit(number, limits, "ms")
+    _join_numbers(fields["known_at"])
     fields["known_at"]["description"] = (
         f"ISO 8601, or milliseconds since 1970; null or left out: now. {_time_words(limits)}"
     )
@@ -444,8 +445,14 @@ def _limit(field: Json, limits: Limits, unit: TimeUnit | None = None, empty: boo
                 kind |= limits.time_schema(unit)
         elif kind["type"] == "string":
             kind |= {**({} if empty else {"minLength": 1}), **limits.text_schema()}
-    if {"integer", "number"} <= {kind["type"] for kind in field.get("anyOf", [])}:
-        field["anyOf"] = [kind for kind in field["anyOf"] if kind["type"] != "integer"]  # is a number, too
+    _join_numbers(field)
+
+
+def _join_numbers(field: Json) -> None:
+    """Drops "integer" beside "number", which says it too."""
+    kinds = field.get("anyOf", [])
+    if any(kind["type"] == "number" for kind in kinds):
+        field["anyOf"] = [kind for kind in kinds if kind["type"] != "integer"]
 
 
 def _time_words(limits: Limits) -> str:
@@ -484,25 +491,29 @@ def example_transactions(manifest: Manifest, decoder: TransactionDecoder) -> dic
     full = {column: _example_value(column, manifest, decoder.limits) for column in schema.fields}
     least = {column: value for column, value in full.items() if column in required}
     if schema.transaction is not None:
-        least[schema.transaction] = "T-2"
+        least[schema.transaction] = next(text for text in ("T-2", "2") if _is_taken(text, decoder.limits))
     return {"full": full, "least": least}
 
 
 def _example_value(column: str, manifest: Manifest, limits: Limits) -> Any:
     schema = manifest.schema
-    if column == schema.transaction:
-        return "T-1"
-    if column == schema.user:
-        return "U-42"
     if column == schema.time:
         last = parse_instant(manifest.fingerprint.get("last", "2025-04-08T10:00:00Z"))
         return spell_time(limits.nearest_time(last), schema.time_unit)
     if column in schema.numbers:
         return _median(column, manifest)
-    known = {v.column: v.values for v in manifest.vocabularies}
-    if known.get(column):
-        return known[column][0]
-    return "192.0.2.77" if column in schema.ip else f"{column}-7"
+    known = next((v.values for v in manifest.vocabularies if v.column == column), ())
+    made = {schema.transaction: "T-1", schema.user: "U-42"}.get(column, f"{column}-7")
+    made = "192.0.2.77" if column in schema.ip else made
+    return next(text for text in (*known, made, made[-1]) if _is_taken(text, limits))
+
+
+def _is_taken(text: str, limits: Limits) -> bool:
+    try:
+        limits.check_text(text, "")
+    except RequestError:
+        return False
+    return bool(text)
 
 
 def _median(column: str, manifest: Manifest) -> float:
