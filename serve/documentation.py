@@ -55,7 +55,7 @@ model; before trying one:</p>
 <pre><code>SEQFRAUD=http://127.0.0.1:8000</code></pre>
 </header>
 {"".join(sections)}
-{_errors(document["components"]["responses"])}
+{_errors(document)}
 {_types(document["components"]["schemas"])}
 </main>
 </body>
@@ -151,17 +151,27 @@ def _answers(responses: Json, components: Json) -> str:
             content = response.get("content", {})
             kinds = [f"{_type(media['schema'])} <small>{escape(kind)}</small>" for kind, media in content.items()]
             words = ", ".join(kinds) or _words(response["description"])
-            shown += "".join(_pre(_pretty(media["example"])) for media in content.values() if "example" in media)
-        rows.append(f'<tr><td><span class="status s{status[0]}">{status}</span></td><td>{words}</td></tr>')
+            shown += "".join(
+                f"<details><summary>An answer</summary>{_pre(_pretty(media['example']))}</details>"
+                for media in content.values()
+                if "example" in media
+            )
+        rows.append(f"<tr><td>{_status(status)}</td><td>{words}</td></tr>")
     return f'<table class="answers"><tbody>{"".join(rows)}</tbody></table>\n{shown}'
 
 
-def _errors(responses: Json) -> str:
-    """Every refusal once, with its example."""
+def _errors(document: Json) -> str:
+    """Every refusal once, with its status and an example."""
+    statuses = {
+        response["$ref"].removeprefix(_RESPONSE): status
+        for _, _, operation in _operations(document)
+        for status, response in operation["responses"].items()
+        if "$ref" in response
+    }
     items = "\n".join(
-        f'<article id="{name}"><h3>{_words(response["description"])}</h3>'
+        f'<article id="{name}"><h3>{_status(statuses[name])} {_words(response["description"])}</h3>'
         f"{_pre(_pretty(response['content']['application/json']['example']))}</article>"
-        for name, response in responses.items()
+        for name, response in document["components"]["responses"].items()
     )
     return f"""<section id="errors">
 <h2>Errors</h2>
@@ -249,6 +259,10 @@ def _limits_of(schema: Json) -> str:
 def _number(value: float) -> str:
     """A limit as a person reads it."""
     return f"{value:g}" if isinstance(value, float) and abs(value) >= 1e6 else f"{value:,}"
+
+
+def _status(status: str) -> str:
+    return f'<span class="status s{status[0]}">{status}</span>'
 
 
 def _badge(method: str) -> str:

@@ -29,6 +29,7 @@ JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 CSS = "text/css; charset=utf-8"
 STYLE_PATH = "/docs/style.css"
+HOUR_MS = 3_600_000
 
 TAGS = {
     "Scoring": "A transaction in, a probability and a decision out.",
@@ -456,17 +457,15 @@ def _join_numbers(field: Json) -> None:
 
 
 def _time_words(limits: Limits) -> str:
-    days = limits.settings.latest_ahead / DAY_MS
-    return (
-        f"Not before {format_instant(limits.settings.earliest)}, nor more than {days:g} days ahead of the clock here."
-    )
+    earliest, hours = format_instant(limits.settings.earliest), limits.settings.latest_ahead / HOUR_MS
+    return f"Not before {earliest}, nor more than {hours:g} hours ahead of the clock here."
 
 
 def _words_of(column: str, schema: Schema) -> list[str]:
     latitudes, longitudes = ([pair[i] for pair in schema.geo] for i in (0, 1))
     roles: dict[str, Collection[str | None]] = {
-        "Identifies the transaction.": [schema.transaction],
-        "Identifies the user.": [schema.user],
+        "Identifies the transaction; as text no longer than a text may be.": [schema.transaction],
+        "Identifies the user; as text no longer than a text may be.": [schema.user],
         "The amount, in the currency of the training data.": [schema.amount],
         "A number.": [c for c in schema.numeric if c != schema.amount],
         "Latitude of a place, in degrees.": latitudes,
