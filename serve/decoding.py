@@ -346,8 +346,8 @@ def _invalid_field(
     field = found[1]
     try:
         value = _raw_object.decode(body).get(field)
-    except msgspec.DecodeError:  # in another way than the one that was found first
-        value = None
+    except (msgspec.DecodeError, RecursionError) as malformed:  # further on than the decoder came
+        return _invalid_json(malformed, body)
     return _refused(field, "missing" if value is None else _shown(bytes(value)), words[field], where and f"{where}.")
 
 
@@ -378,7 +378,7 @@ def _require_utf8(body: bytes) -> None:
             raise _invalid_json(error, body) from None
 
 
-class _StandsTwice(ValueError):
+class _StandsTwiceError(ValueError):
     """The name that stands twice in an object."""
 
 
@@ -388,7 +388,7 @@ def _each_once(pairs: list[tuple[str, object]]) -> None:
     if len(names) != len(pairs):
         for name, _ in pairs:
             if name not in names:
-                raise _StandsTwice(name)
+                raise _StandsTwiceError(name)
             names.discard(name)
 
 
@@ -399,7 +399,7 @@ def _require_each_once(body: bytes) -> None:
     """Valid JSON in which no object has a name twice, at any depth. Raises RequestError 422 that has the name."""
     try:
         _scan(body.decode())
-    except _StandsTwice as error:
+    except _StandsTwiceError as error:
         name = str(error).encode("utf-8", "replace").decode()[:SHOWN]
         raise RequestError(
             422, "duplicate_field", f"{name!r}: stands twice in one object; expected once", name
@@ -453,6 +453,7 @@ class SaidLabel:
 def decode_labels(body: bytes, limits: Limits | None = None) -> list[SaidLabel]:
     """The labels of a request. Raises RequestError; none is taken if one is wrong."""
     limits = limits or Limits()
+    _require_utf8(body)
     try:
         labels = _labels.decode(body)
     except msgspec.ValidationError:
@@ -462,7 +463,6 @@ def decode_labels(body: bytes, limits: Limits | None = None) -> list[SaidLabel]:
     most = limits.settings.max_labels
     if len(labels) > most:
         raise RequestError(413, "batch_too_large", f"{len(labels)} labels; at most {most} per request")
-    _require_utf8(body)
     _require_each_once(body)
     out = []
     for i, label in enumerate(labels):
