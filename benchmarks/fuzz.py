@@ -1,6 +1,6 @@
 """Bodies that no client should send, by the hundred thousand: is each refused or answered, and nothing else changed?
 
-    python -m benchmarks.fuzz [--decoder 600000] [--app 350000] [--server 150000] [--seed 0] [--write]    # make fuzz
+    python -m benchmarks.fuzz [--decoder 700000] [--app 250000] [--server 60000] [--seed 0] [--write]    # make fuzz
 
 Three parts, each with the bundles of benchmarks/drawn.py: the decoder alone, coverage-guided (benchmarks/fuzz_decoder.py);
 the whole WSGI app over a real service in this process; a real server process over keep-alive connections. The last two get
@@ -366,7 +366,7 @@ def resident_mb(pid: int | str = "self") -> float:
 def fuzz_app(bundle: Bundle, count: int, seed: int, folder: Path) -> Part:
     """Requests to the WSGI app over a real service."""
     part = Part()
-    with Service(bundle, folder) as service:
+    with Service(bundle, folder, snapshot_every=None) as service:
         app = create_app(service, max_body_bytes=30_000)
         requests = iter(Generator(bundle.manifest.schema, seed))
         probe = Probe(lambda sent: call(app, sent), lambda: digest_of(service), lambda: sizes_of(service), resident_mb)
@@ -563,9 +563,9 @@ def drawn_bundles() -> Iterator[tuple[list[Bundle], Path]]:
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 where nothing was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz")
-    parser.add_argument("--decoder", type=int, default=600_000)
-    parser.add_argument("--app", type=int, default=350_000)
-    parser.add_argument("--server", type=int, default=150_000)
+    parser.add_argument("--decoder", type=int, default=700_000)
+    parser.add_argument("--app", type=int, default=250_000)
+    parser.add_argument("--server", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args(arguments)

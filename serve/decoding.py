@@ -9,7 +9,7 @@ import json
 import math
 import re
 import time as clock_time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -86,16 +86,21 @@ class Limits:
         self._latest = EARLIEST_MS
         """What was the latest time allowed when the clock was last asked: it only moves on."""
 
+    def check_texts(self, texts: Sequence[str | None], fields: Sequence[str]) -> None:
+        """Ids, users and texts, None where missing; quick where they are short and printable all together."""
+        joined = "".join([text for text in texts if text])
+        if len(joined) > self._longest or not joined.isprintable():
+            for text, field in zip(texts, fields, strict=True):
+                if text is not None:
+                    self.check_text(text, field)
+
     def check_text(self, text: str, field: str) -> None:
         """An id, a user, a text."""
         if len(text) > self._longest:
             message = f"{field}: {len(text)} characters; expected at most {self._longest} (input.longest_text)"
             raise RequestError(422, "invalid_field", message, field)
-        # most texts are printable, which costs less to see than to search; others may still hold no control character
-        if text.isprintable() or self.settings.control_characters:
-            return
         found = self._CONTROL.search(text)
-        if found is not None:
+        if found is not None and not self.settings.control_characters:
             message = f"{field}: {text!r:.60} has the control character U+{ord(found[0]):04X}; expected none"
             raise RequestError(422, "invalid_field", message, field)
 
@@ -196,7 +201,7 @@ class TransactionDecoder:
             else [(i, column) for i, column in enumerate(schema.numbers) if column in optional]
         )
         self._amount = None if schema.amount is None else schema.numbers.index(schema.amount)
-        self._named_texts = (schema.user, *schema.texts)
+        self._named_texts = (schema.transaction or "", schema.user, *schema.texts)
         columns = (*schema.numbers, *(() if schema.time_unit == "iso" else (schema.time,)))
         self._spelled = [(get[c], c) for c in columns] if self._limits.settings.numbers_as_text else []
 
@@ -274,15 +279,10 @@ class TransactionDecoder:
         texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
         if record is None:
             content = content_digest(user, time, numbers, texts)
-            identity, limits = content.hex(), self._limits
-            if self._id is not None:
-                column = str(self._schema.transaction)
-                identity = text_of(getattr(row, self._id), column)
-                limits.check_text(identity, column)
-            for column, text in zip(self._named_texts, (user, *texts), strict=True):
-                if text is not None:
-                    limits.check_text(text, column)
-            limits.check_time(time, seen, self._schema.time)
+            own_id = None if self._id is None else text_of(getattr(row, self._id), self._named_texts[0])
+            identity = content.hex() if own_id is None else own_id
+            self._limits.check_texts((own_id, user, *texts), self._named_texts)
+            self._limits.check_time(time, seen, self._schema.time)
             raw = self._encode(row)
         else:
             identity, content, raw = record.id, record.content, record.raw
@@ -384,12 +384,12 @@ class _StandsTwiceError(ValueError):
 
 def _each_once(pairs: list[tuple[str, object]]) -> None:
     """What the scan below calls for every object."""
-    names = {name for name, _ in pairs}
+    names = dict(pairs)
     if len(names) != len(pairs):
         for name, _ in pairs:
             if name not in names:
                 raise _StandsTwiceError(name)
-            names.discard(name)
+            del names[name]
 
 
 _scan = json.JSONDecoder(object_pairs_hook=_each_once, parse_int=len, parse_float=len).decode
