@@ -119,7 +119,7 @@ def serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
-    flags = {"host": host, "port": port, "log_access": access_log}
+    flags: dict[str, Any] = {"host": host, "port": port, "log_access": access_log}
     chosen = load_settings(settings)
     server = replace(chosen.server, **{k: v for k, v in flags.items() if v is not None})
     opened = open_bundle(bundle)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import time as clock_time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -94,16 +94,21 @@ class Limits:
         self._latest = EARLIEST_MS
         """What was the latest time allowed when the clock was last asked: it only moves on."""
 
+    def check_texts(self, texts: Sequence[str | None], fields: Sequence[str]) -> None:
+        """Ids, users and texts, None where missing; quick where they are short and printable all together."""
+        joined = "".join([text for text in texts if text])
+        if len(joined) > self._longest or not joined.isprintable():
+            for text, field in zip(texts, fields, strict=True):
+                if text is not None:
+                    self.check_text(text, field)
+
     def check_text(self, text: str, field: str) -> None:
         """An id, a user, a text."""
         if len(text) > self._longest:
             message = f"{field}: {len(text)} characters; expected at most {self._longest} (input.longest_text)"
             raise RequestError(422, "invalid_field", message, field)
-        # most texts are printable, which costs less to see than to search; others may still hold no control character
-        if text.isprintable() or self.settings.control_characters:
-            return
         found = self._CONTROL.search(text)
-        if found is not None:
+        if found is not None and not self.settings.control_characters:
             message = f"{field}: {text!r:.60} has the control character U+{ord(found[0]):04X}; expected none"
             raise RequestError(422, "invalid_field", message, field)
 
@@ -195,7 +200,7 @@ class TransactionDecoder:
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
         self._amount = None if schema.amount is None else schema.numbers.index(schema.amount)
-        self._named_texts = (schema.user, *schema.texts)
+        self._named_texts = (schema.transaction or "", schema.user, *schema.texts)
         columns = (*schema.numbers, *(() if schema.time_unit == "iso" else (schema.time,)))
         self._spelled = [(get[c], c) for c in columns] if self.limits.settings.numbers_as_text else []
 
@@ -266,15 +271,10 @@ class TransactionDecoder:
         texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
         if record is None:
             content = content_digest(user, time, numbers, texts)
-            identity, limits = content.hex(), self.limits
-            if self._id is not None:
-                column = str(self._schema.transaction)
-                identity = text_of(getattr(row, self._id), column)
-                limits.check_text(identity, column)
-            for column, text in zip(self._named_texts, (user, *texts), strict=True):
-                if text is not None:
-                    limits.check_text(text, column)
-            limits.check_time(time, seen, self._schema.time)
+            own_id = None if self._id is None else text_of(getattr(row, self._id), self._named_texts[0])
+            identity = content.hex() if own_id is None else own_id
+            self.limits.check_texts((own_id, user, *texts), self._named_texts)
+            self.limits.check_time(time, seen, self._schema.time)
             raw = self._encode(row)
         else:
             identity, content, raw = record.id, record.content, record.raw
@@ -368,8 +368,8 @@ def _invalid_field(
     field = found[1]
     try:
         value = _raw_object.decode(body).get(field)
-    except msgspec.DecodeError:  # in another way than the one that was found first
-        value = None
+    except (msgspec.DecodeError, RecursionError) as malformed:  # further on than the decoder came
+        return _invalid_json(malformed, body)
     return _refused(field, "missing" if value is None else _shown(bytes(value)), words[field], where and f"{where}.")
 
 
@@ -400,18 +400,18 @@ def _require_utf8(body: bytes) -> None:
             raise _invalid_json(error, body) from None
 
 
-class _StandsTwice(ValueError):
+class _StandsTwiceError(ValueError):
     """The name that stands twice in an object."""
 
 
 def _each_once(pairs: list[tuple[str, object]]) -> None:
     """What the scan below calls for every object."""
-    names = {name for name, _ in pairs}
+    names = dict(pairs)
     if len(names) != len(pairs):
         for name, _ in pairs:
             if name not in names:
-                raise _StandsTwice(name)
-            names.discard(name)
+                raise _StandsTwiceError(name)
+            del names[name]
 
 
 _scan = json.JSONDecoder(object_pairs_hook=_each_once, parse_int=len, parse_float=len).decode
@@ -421,7 +421,7 @@ def _require_each_once(body: bytes) -> None:
     """Valid JSON in which no object has a name twice, at any depth. Raises RequestError 422 that has the name."""
     try:
         _scan(body.decode())
-    except _StandsTwice as error:
+    except _StandsTwiceError as error:
         name = str(error).encode("utf-8", "replace").decode()[:SHOWN]
         raise RequestError(
             422, "duplicate_field", f"{name!r}: stands twice in one object; expected once", name
@@ -475,6 +475,7 @@ class SaidLabel:
 def decode_labels(body: bytes, limits: Limits | None = None) -> list[SaidLabel]:
     """The labels of a request. Raises RequestError; none is taken if one is wrong."""
     limits = limits or Limits()
+    _require_utf8(body)
     try:
         labels = _labels.decode(body)
     except msgspec.ValidationError:
@@ -484,7 +485,6 @@ def decode_labels(body: bytes, limits: Limits | None = None) -> list[SaidLabel]:
     most = limits.settings.max_labels
     if len(labels) > most:
         raise RequestError(413, "batch_too_large", f"{len(labels)} labels; at most {most} per request")
-    _require_utf8(body)
     _require_each_once(body)
     out = []
     for i, label in enumerate(labels):

@@ -450,6 +450,12 @@ def test_what_is_at_a_limit_is_taken(cards):
     assert composed != decomposed, "two texts are two users, however they look"
 
 
+def test_a_derived_id_is_not_held_to_the_limit_of_texts(plain):
+    """It is longer than the limit here, and nobody sent it."""
+    decoder = limited(plain, longest_text=10)
+    assert len(decode(decoder, {"user": "ann", "time": 1_600_000_000, "amount": 1}).id) == 32
+
+
 def test_the_latest_time_moves_on_with_the_clock(cards):
     now = [1_700_000_000_000]
     decoder = TransactionDecoder(cards.manifest, Limits(InputSettings(latest_ahead=Duration(0)), now=lambda: now[0]))

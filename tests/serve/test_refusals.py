@@ -76,6 +76,8 @@ SCORE: dict[str, Bad] = {
     "raw control character": Bad(400, "invalid_json", spelled("user", b'"a\nb"')),
     "deep arrays": Bad(422, "invalid_field", b"[" * 20_000),
     "deep objects": Bad(400, "invalid_json", b'{"a":' * 8_000 + b"1" + b"}" * 8_000),
+    "deep after a wrong field": Bad(400, "invalid_json", spelled("user", b"[" * 20_000)),
+    "deep after a missing field": Bad(400, "invalid_json", b'{"amount": null, "x": ' + b"[" * 20_000),
     "deep in what is ignored": Bad(400, "invalid_json", spelled("note", b"[" * 20_000 + b"]" * 20_000)),
     **{f"number {n.decode()}": Bad(400, "invalid_json", spelled("amount", n))
        for n in (b"NaN", b"nan", b"Infinity", b"-Infinity", b"inf", b"01", b"1.", b".5", b"+1", b"0x1F", b"1e", b"True")},
@@ -132,6 +134,7 @@ LABELS: dict[str, Bad] = {
     "labels null": label(422, "invalid_field", b"[null]"),
     "labels twice": label(422, "duplicate_field", json.dumps([LABEL]).encode()[:-2] + b', "is_fraud": 0}]', "is_fraud"),
     "labels bad UTF-8": label(400, "invalid_json", json.dumps([{**LABEL, "x": "?"}]).encode().replace(b"?", b"\xff")),
+    "labels bad UTF-8 in an id": label(400, "invalid_json", b'[{"transaction_id": "\xff", "is_fraud": true}]'),
     "labels too many": label(413, "payload_too_large", json.dumps([LABEL] * 2000).encode()),
     "label id": label(422, "invalid_field", {"transaction_id": "x" * 257}, "transaction_id"),
     "label id empty": label(422, "invalid_field", {"transaction_id": ""}, "transaction_id"),
