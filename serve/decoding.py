@@ -36,7 +36,7 @@ from serve.records import TransactionRecord
 Text = str | int | float | bool | None
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=LARGEST_NUMBER)]
-NUMBER_AS_TEXT = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+NUMBER_AS_TEXT = r"^[ \t\r\n]*-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?[ \t\r\n]*$"
 NumberText = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": NUMBER_AS_TEXT})]
 
 SHOWN = 60
@@ -255,8 +255,6 @@ class TransactionDecoder:
         """A number that came as a text, spelled as JSON spells it."""
         kind: Any = NotNegative if column in self._not_negative else Number
         try:
-            if re.fullmatch(NUMBER_AS_TEXT, text) is None:  # the decoder would skip blanks
-                raise msgspec.DecodeError
             number = msgspec.json.decode(text, type=int | Number if column == self._schema.time else kind)
         except (msgspec.DecodeError, UnicodeEncodeError):
             raise _refused(column, f"{text!r:.{SHOWN}}", self._words[column]) from None
