@@ -22,9 +22,14 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
+from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
+from serve.decoding import TransactionDecoder
+from serve.description import Description
 from serve.hug_compat import falcon, hug
-from serve.keys import LABEL, OPEN, SCORE, Keyring, Roles
+from serve.keys import Keyring
+from serve.openapi import ROLES
+from serve.pages import Page
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
@@ -37,16 +42,29 @@ _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
 _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
 
+_METHODS = frozenset(falcon.COMBINED_METHODS)
+_JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
+"""What nearly every client sends; other spellings cost a search."""
+_JSON_TYPE = re.compile(
+    r"\s*application/(?:[\w.!#$&^-]+\+)?json\s*(?:;\s*charset\s*=\s*(?P<quote>\"?)utf-?8(?P=quote)\s*)?;?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+
 _log = logging.getLogger(__name__)
 
-_Handler = TypeVar("_Handler", bound=Callable[..., bytes])
+_Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
 
 
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
+    `bundle` is the one in force and `decoder` the one of its transactions: the description of the API is made from them when
+    it is first asked for.
     Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
+
+    bundle: Bundle
+    decoder: TransactionDecoder
 
     def score(self, body: bytes) -> bytes:
         """One transaction (a JSON object) -> its answer."""
@@ -86,58 +104,75 @@ def create_app(
     """
     api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
     route = functools.partial(_route, api, keys)
+    description = Description(max_body_bytes, keys_required=keys is not None)
 
-    @route("POST", "/v1/score", SCORE)
+    @route("POST", "/v1/score")
     def score(request: Any) -> bytes:
-        return service.score(_read_body(request.env, max_body_bytes))
+        return service.score(_read_json(request.env, max_body_bytes))
 
-    @route("POST", "/v1/score/batch", SCORE)
+    @route("POST", "/v1/score/batch")
     def score_batch(request: Any) -> bytes:
-        return service.score_batch(_read_body(request.env, max_body_bytes))
+        return service.score_batch(_read_json(request.env, max_body_bytes))
 
-    @route("POST", "/v1/labels", LABEL)
+    @route("POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_body(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes))
 
-    @route("GET", "/v1/transactions/{transaction_id}", SCORE | LABEL)
+    @route("GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
         return service.transaction(_identifier(transaction_id))
 
-    @route("GET", "/v1/users/{user}", LABEL)
+    @route("GET", "/v1/users/{user}")
     def user(request: Any, user: str) -> bytes:
         return service.user(_identifier(user))
 
-    @route("GET", "/v1/model", SCORE)
+    @route("GET", "/v1/model")
     def model(request: Any) -> bytes:
         return service.model()
 
-    @route("GET", "/healthz", OPEN)
+    @route("GET", "/healthz")
     def healthz(request: Any) -> bytes:
         return b'{"status":"ok"}'
 
-    @route("GET", "/readyz", OPEN)
+    @route("GET", "/readyz")
     def readyz(request: Any) -> bytes:
         if not service.ready():
             raise RequestError(503, "not_ready", "the service is not ready to score yet; ask again")
         return b'{"status":"degraded"}' if service.degraded() else b'{"status":"ready"}'
 
+    @route("GET", "/openapi.json")
+    def openapi(request: Any) -> Page:
+        return description.of(service.bundle, service.decoder).document
+
+    @route("GET", "/docs")
+    def docs(request: Any) -> Page:
+        return description.of(service.bundle, service.decoder).page
+
+    @route("GET", "/docs/style.css")
+    def style(request: Any) -> Page:
+        return description.of(service.bundle, service.decoder).style
+
     return _finish(api)
 
 
 class _RawHTTP(hug.interface.HTTP):  # type: ignore[misc]
-    """Hug's interface without its parsing: the raw request in, the answer's bytes out.
+    """Hug's interface without its parsing: the raw request in, the answer's bytes out, or a page.
 
     Measured per request around a constant handler: Hug's default body 15.7 us, `parse_body=False`
     with an output function 8.5, this 3.7. It also keeps Hug from turning a body's keys or the query
     into arguments.
     """
 
-    def __init__(self, route: Any, function: Callable[..., bytes], catch_exceptions: bool) -> None:
+    def __init__(self, route: Any, function: Callable[..., bytes | Page], catch_exceptions: bool) -> None:
         super().__init__(route, function, catch_exceptions)
         self._handler = function
 
     def __call__(self, request: Any, response: Any, **params: str) -> None:
-        response.data = self._handler(request, **params)
+        answer = self._handler(request, **params)
+        if isinstance(answer, bytes):
+            response.data = answer
+        else:
+            answer.put(request, response)
 
 
 class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
@@ -146,28 +181,27 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
     def _create_interface(
         self,
         api: Any,
-        api_function: Callable[..., bytes],
+        api_function: Callable[..., bytes | Page],
         catch_exceptions: bool = True,
-    ) -> tuple[_RawHTTP, Callable[..., bytes]]:
+    ) -> tuple[_RawHTTP, Callable[..., bytes | Page]]:
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 
-def _route(
-    api: Any, keys: Keyring | None, method: str, url: str, roles: Roles
-) -> Callable[[_Handler], Callable[..., bytes]]:
-    """Declares a route for whoever has one of `roles`."""
+def _route(api: Any, keys: Keyring | None, method: str, url: str) -> Callable[[_Handler], Callable[..., bytes | Page]]:
+    """Declares a route for whoever has one of its roles."""
+    roles = ROLES[method, url]
     accept = ("GET", "HEAD") if method == "GET" else method
     router = _RawRouter(url, accept=accept, api=api)
 
-    def declare(handler: _Handler) -> Callable[..., bytes]:
-        def answer(request: Any, **params: str) -> bytes:
+    def declare(handler: _Handler) -> Callable[..., bytes | Page]:
+        def answer(request: Any, **params: str) -> bytes | Page:
             environ = request.env
             environ["seqfraud.route"] = url
             if keys is not None and roles:
                 keys.admit(environ, roles)
             return handler(request, **params)
 
-        answered: Callable[..., bytes] = router(answer)
+        answered: Callable[..., bytes | Page] = router(answer)
         return answered
 
     return declare
@@ -187,10 +221,36 @@ def _finish(api: Any) -> WSGIApplication:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith(_ID_PREFIXES):
             environ["PATH_INFO"] = _quote_identifier(environ["PATH_INFO"])
+        if (method := environ["REQUEST_METHOD"]) not in _METHODS:
+            # Falcon would call a method that it does not know a bad request, and not say which are taken
+            environ["REQUEST_METHOD"] = "TRACE"
         body: Iterable[bytes] = routed(environ, start_response)
+        environ["REQUEST_METHOD"] = method
         return body
 
     return application
+
+
+def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:
+    """The body of a request that says that it is JSON, or a refusal.
+
+    A request without a content type is refused too: a page in a browser may send one to any address without asking, from
+    a `Blob`, but not one that says `application/json`.
+    """
+    body = _read_body(environ, limit)
+    content_type = environ.get("CONTENT_TYPE", "")
+    if content_type not in _JSON_TYPES and _JSON_TYPE.fullmatch(content_type) is None:
+        seen = f"{content_type!r:.80}" if content_type else "no content type"
+        raise _unsupported(f"{seen}; send JSON in UTF-8 with the header Content-Type: application/json")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise _unsupported("the body is compressed; send it as it is, without Content-Encoding")
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":
+        raise _unsupported("the body is encoded for transfer; send it as it is, or in chunks")
+    return body
+
+
+def _unsupported(message: str) -> RequestError:
+    return RequestError(415, "unsupported_media_type", message)
 
 
 def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
@@ -278,7 +338,6 @@ def _answer_http_error(request: Any, response: Any, error: Any, params: object) 
 _EXPLANATIONS = {
     "not_found": "there is nothing at this address",
     "method_not_allowed": "this address does not take this method; see the Allow header",
-    "bad_request": "unknown HTTP method",
 }
 
 

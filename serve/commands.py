@@ -16,6 +16,7 @@ from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.errors import ConfigError, RunError
 
 BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
+SettingsOption = Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")]
 StateOption = Annotated[Path, typer.Option(help="The service's state folder; made if it is not there.")]
 DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -74,6 +75,7 @@ def load(
     state: StateOption,
     until: TimeOption = None,
     trusted: TrustedKeysOption = None,
+    settings: SettingsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Backfill a service's state with history and its labels, by the code path of live traffic.
@@ -83,13 +85,15 @@ def load(
     from seqfraud.bulk import read_with_report
     from serve.load import load as load_table
     from serve.service import Service
+    from serve.settings import load_settings
 
+    inputs = load_settings(settings).input
     end = instant("--until", until)
     opened = open_bundle(bundle, trusted_keys(trusted))
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
     rows = len(table) if end is None else int((table.time < end).sum())
-    with Service(opened, state) as service, bar("loading", rows) as progress:
+    with Service(opened, state, inputs=inputs) as service, bar("loading", rows) as progress:
         done = load_table(service, table, end, progress.advance)
     if json:
         print_json({**vars(done), "model": opened.id})
@@ -102,7 +106,7 @@ def serve(
     state: StateOption,
     host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not set.", min=0, max=65535)] = None,
-    settings: Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")] = None,
+    settings: SettingsOption = None,
     keys: Annotated[Path | None, typer.Option(help="File of API keys, as `seqfraud keys add` makes it.")] = None,
     without_keys: Annotated[
         bool | None, typer.Option("--without-keys", help="Let everybody do everything, on any address.")
@@ -144,7 +148,14 @@ def serve(
     opened = open_bundle(bundle, trusted_keys(None if signers is None else Path(signers)))
 
     def make_service() -> Service:
-        return Service(opened, state, promise=promise, snapshot_every=snapshot_seconds, fallback=given.fallback)
+        return Service(
+            opened,
+            state,
+            promise=promise,
+            snapshot_every=snapshot_seconds,
+            inputs=given.input,
+            fallback=given.fallback,
+        )
 
     code = serve_forever(make_service, server, door)
     if code:

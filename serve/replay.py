@@ -13,6 +13,8 @@ from seqfraud.table import Transactions
 from serve.arrivals import arrivals
 
 TIMEOUT_S = 30.0
+LABELS = 1000
+"""Labels of one request at most; a service takes so many."""
 
 
 class Client:
@@ -84,10 +86,11 @@ def replay(
     for arrival in arrivals(table, label_delay, since, until):
         if limit is not None and len(out.seconds) >= limit:
             break
-        if arrival.labels:
-            status, answer = client.call("POST", "/v1/labels", [vars(label) for label in arrival.labels])
+        for at in range(0, len(arrival.labels), LABELS):
+            said = [vars(label) for label in arrival.labels[at : at + LABELS]]
+            status, answer = client.call("POST", "/v1/labels", said)
             _require(status, answer, "/v1/labels")
-            out.labels += len(arrival.labels)
+            out.labels += len(said)
         if arrival.row is None:
             continue
         if rate is not None:

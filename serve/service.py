@@ -24,8 +24,9 @@ from seqfraud.bundle import Bundle
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
+from serve.answers import Answer
 from serve.capture import Capture
-from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
@@ -60,22 +61,6 @@ FOLD_ABOVE = 5_000
 REFUSE = FallbackSettings()
 
 
-class Answer(msgspec.Struct, omit_defaults=True):
-    """The answer to one transaction, as HTTP gives it; `degraded` is there only where it is true."""
-
-    transaction_id: str
-    fraud_probability: float | None
-    """None where the answer is degraded."""
-    is_fraud: bool
-    decision: str
-    reasons: list[str]
-    model: str
-    history: int
-    late: bool
-    duplicate: bool
-    degraded: bool = False
-
-
 @dataclass(slots=True, frozen=True)
 class Scored:
     """What the graph said of a transaction and what it takes to commit it."""
@@ -105,6 +90,7 @@ class Service:
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
         fallback: FallbackSettings = REFUSE,
+        inputs: InputSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -116,12 +102,15 @@ class Service:
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
             fallback: what is answered while the model or the journal cannot.
+            inputs: limits of what a client may send, `[input]`; its defaults where None.
         """
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
+        self._limits = Limits(inputs)
+        self.decoder = TransactionDecoder(manifest, self._limits)
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
@@ -181,9 +170,8 @@ class Service:
 
     def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces, self.decoder)
         self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-        self._decoder = memory.decoder
 
     def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
@@ -257,12 +245,12 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        transaction = self._decoder.decode(body)
+        transaction = self.decoder.decode(body)
         return self._encode(self._promised([(transaction, self.score_one(transaction))])[0])
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
-        items = self._decoder.decode_batch(body)
+        items = self.decoder.decode_batch(body)
         if len(items) > self._max_batch:
             raise RequestError(
                 413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
@@ -272,7 +260,7 @@ class Service:
         places: list[int] = []
         for place, item in enumerate(items):
             try:
-                transaction = self._decoder.decode(item)
+                transaction = self.decoder.decode(item)
                 answer = self.score_one(transaction)
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
@@ -311,7 +299,7 @@ class Service:
             slot = self._users.slots.get(transaction.user)
             history = 0 if slot is None else int(self._users.accepted[slot])
             late = slot is not None and self._users.is_late(slot, transaction.time)
-        decision, limit = self._fallback.decide(self._decoder.amount_of(transaction))
+        decision, limit = self._fallback.decide(self.decoder.amount_of(transaction))
         return Answer(
             transaction_id=transaction.id,
             fraud_probability=None,
@@ -472,7 +460,7 @@ class Service:
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
         self._wait_durable(self._journal.last_seq)
         return answer
 
@@ -597,7 +585,7 @@ class Service:
 
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""
-        return self._decoder.decode(self._encode(row))
+        return self.decoder.decode(self._encode(row))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.decoding import InputSettings
 from serve.fallback import FallbackSettings
 from serve.keys import KeySettings
 from serve.logs import LogSettings
@@ -39,6 +40,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     bundle: BundleSettings = field(default_factory=BundleSettings)
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
+    input: InputSettings = field(default_factory=InputSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -11,10 +11,12 @@ from wsgiref.types import WSGIEnvironment
 
 import pytest
 
+import serve.app
 from seqfraud.cli import main
 from seqfraud.errors import ConfigError, RequestError
 from serve.app import ServiceLike, create_app
 from serve.keys import LABEL, SCORE, Keyring, add_key, key_from, read_keys, revoke_key
+from serve.pages import Page
 
 NOW = 1_700_000_000.0
 
@@ -281,8 +283,28 @@ class Service:
 
         return answer
 
+    bundle = decoder = None
+
     def ready(self) -> bool:
         return True
+
+    def degraded(self) -> bool:
+        return False
+
+
+class Pages:
+    """Pages of no bundle."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.document = self.page = self.style = Page(b"{}", "application/json")
+
+    def of(self, *_: object) -> "Pages":
+        return self
+
+
+@pytest.fixture(autouse=True)
+def _pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.app, "Description", Pages)
 
 
 ROUTES = [
@@ -295,6 +317,9 @@ ROUTES = [
     ("GET", "/v1/model", "model", {"score", "admin"}),
     ("GET", "/healthz", None, {"score", "label", "admin", None}),
     ("GET", "/readyz", None, {"score", "label", "admin", None}),
+    ("GET", "/openapi.json", None, {"score", "label", "admin", None}),
+    ("GET", "/docs", None, {"score", "label", "admin", None}),
+    ("GET", "/docs/style.css", None, {"score", "label", "admin", None}),
 ]
 
 
