@@ -27,7 +27,7 @@ from seqfraud.canonical import (
     time_ms,
 )
 from seqfraud.config import DAY_MS, Duration, Instant, format_instant
-from seqfraud.errors import ConfigError, RequestError
+from seqfraud.errors import RequestError
 from seqfraud.vocabulary import UNSEEN
 from serve.records import TransactionRecord
 
@@ -65,7 +65,7 @@ class InputSettings:
     def __post_init__(self) -> None:
         for key in ("longest_text", "max_labels"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"input.{key}: {getattr(self, key)}; expected 1 or more")
+                raise ValueError(f"{key} is {getattr(self, key)}; expected 1 or more")
 
 
 def _now_ms() -> int:
