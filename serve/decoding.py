@@ -205,9 +205,9 @@ class TransactionDecoder:
         columns = (*schema.numbers, *(() if schema.time_unit == "iso" else (schema.time,)))
         self._spelled = [(get[c], c) for c in columns] if self._limits.settings.numbers_as_text else []
 
-    def decode(self, body: bytes) -> Transaction:
+    def decode(self, body: bytes | msgspec.Raw) -> Transaction:
         """One transaction from JSON. Raises RequestError."""
-        row = self._row(body)
+        row = self._row(bytes(body))
         transaction = self._transaction(row, None)
         if transaction.amount < 0 and self._refuse_negative:
             column = str(self._schema.amount)
@@ -223,9 +223,9 @@ class TransactionDecoder:
         """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
         return self._transaction(self._parsed(record.raw), record)
 
-    def decode_batch(self, body: bytes) -> list[bytes]:
+    def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
-        return [bytes(item) for item in _items(body, "transactions")]
+        return _items(body, "transactions")
 
     def _row(self, body: bytes) -> Any:
         """The declared fields of a request, each once. Raises RequestError."""
