@@ -65,7 +65,7 @@ class Target:
             self._count(lambda: decode_labels(body, self._limits[choice % 2]))
         elif kind == 1:
             for item in self._count(lambda: decoder.decode_batch(body)) or []:
-                self._one(decoder, tight, item)
+                self._one(decoder, tight, bytes(item))
         else:
             self._one(decoder, tight, body)
 

@@ -28,7 +28,7 @@ from seqfraud.canonical import (
     time_ms,
 )
 from seqfraud.config import DAY_MS, Duration, Instant, TimeUnit, format_instant
-from seqfraud.errors import ConfigError, RequestError
+from seqfraud.errors import RequestError
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import UNSEEN
 from serve.records import TransactionRecord
@@ -73,7 +73,7 @@ class InputSettings:
     def __post_init__(self) -> None:
         for key in ("longest_text", "max_labels"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"input.{key}: {getattr(self, key)}; expected 1 or more")
+                raise ValueError(f"{key} is {getattr(self, key)}; expected 1 or more")
 
 
 def _now_ms() -> int:
@@ -204,9 +204,9 @@ class TransactionDecoder:
         columns = (*schema.numbers, *(() if schema.time_unit == "iso" else (schema.time,)))
         self._spelled = [(get[c], c) for c in columns] if self.limits.settings.numbers_as_text else []
 
-    def decode(self, body: bytes) -> Transaction:
+    def decode(self, body: bytes | msgspec.Raw) -> Transaction:
         """One transaction from JSON. Raises RequestError."""
-        return self._transaction(self._row(body), None)
+        return self._transaction(self._row(bytes(body)), None)
 
     def decode_stored(self, record: TransactionRecord) -> Transaction:
         """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
@@ -216,9 +216,9 @@ class TransactionDecoder:
         """The amount as it was posted: NaN where a transaction has none, None where the schema knows of none."""
         return None if self._amount is None else transaction.numbers[self._amount]
 
-    def decode_batch(self, body: bytes) -> list[bytes]:
+    def decode_batch(self, body: bytes) -> list[msgspec.Raw]:
         """The items of a JSON array, each to be decoded on its own. Raises RequestError."""
-        return [bytes(item) for item in _items(body, "transactions")]
+        return _items(body, "transactions")
 
     def _row(self, body: bytes) -> Any:
         """The declared fields of a request, each once. Raises RequestError."""

@@ -74,10 +74,12 @@ def test_what_must_not_be_is_found() -> None:
     assert found_in(lambda sent: (500, b"{}")).five_hundreds == 20
     assert found_in(lambda sent: (422, b'{"error": {"code": "c"}}')).wrong_shape == 20
     assert found_in(lambda sent: (418, refuse(sent)[1])).wrong_shape == 20
-    digests, sizes, memory = iter("ab"), iter(range(21)), iter([10.0, 100.0])
+    digests, sizes, memory = iter("ab"), iter(range(21)), iter([10.0, 100.0, 100.0])
     assert found_in(refuse, digest=lambda: next(digests)).changed_by_refused == 1
     assert found_in(refuse, sizes=lambda: next(sizes)).changed_by_refused == 20
     assert not found_in(refuse, memory_mb=lambda: next(memory)).good
+    memory = iter([10.0, 10.0, 20.0])
+    assert found_in(refuse, memory_mb=lambda: next(memory)).growth_refused_mb == 10.0
     seen: set[bytes] = set()
 
     def accept_the_second_time(sent: Sent) -> tuple[int, bytes]:
