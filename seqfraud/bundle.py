@@ -6,16 +6,17 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seqfraud.config import CleaningConfig, from_plain
+from seqfraud.config import CleaningConfig, IdentifiersConfig, from_plain
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError, ConfigError
 from seqfraud.graph import GraphSpec
+from seqfraud.identifiers import is_hashed
 from seqfraud.policy import Thresholds
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import Vocabulary
@@ -73,6 +74,7 @@ class Manifest:
     versions: Mapping[str, str]
     parity: Parity
     cleaning: CleaningConfig = CleaningConfig()
+    identifiers: IdentifiersConfig = IdentifiersConfig()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the files and the id."""
@@ -83,6 +85,7 @@ class Manifest:
             "schema": self.schema.as_dict(),
             "label": asdict(self.label),
             "cleaning": asdict(self.cleaning),
+            "identifiers": asdict(self.identifiers),
             "context": asdict(self.context),
             "vocabularies": [asdict(v) for v in self.vocabularies],
             "graph": graph.as_dict(),
@@ -116,6 +119,10 @@ class Manifest:
             raise BundleError(f"manifest: format {raw.get('format')!r}; this version reads format {FORMAT}")
         try:
             context = raw["context"]
+            vocabularies = tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"])
+            identifiers = raw.get("identifiers")
+            if identifiers is None:  # of a bundle from before there was a policy
+                identifiers = _policy_that_keeps(vocabularies)
             return Manifest(
                 kind=str(raw["kind"]),
                 schema=Schema.from_dict(raw["schema"]),
@@ -123,7 +130,7 @@ class Manifest:
                 context=ContextSpec(
                     tuple(context["columns"]), tuple(map(int, context["half_lives"])), int(context["label_delay"])
                 ),
-                vocabularies=tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"]),
+                vocabularies=vocabularies,
                 graph=GraphSpec.from_dict(raw["graph"]),
                 missing=tuple(raw["missing"]),
                 calibration=raw["calibration"],
@@ -138,9 +145,16 @@ class Manifest:
                     raw["parity"]["measured"],
                 ),
                 cleaning=from_plain(CleaningConfig, dict(raw["cleaning"]), "manifest", "cleaning."),
+                identifiers=from_plain(IdentifiersConfig, identifiers, "manifest", "identifiers."),
             )
         except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"manifest: not readable: {type(error).__name__}: {error}") from error
+
+
+def _policy_that_keeps(vocabularies: Sequence[Vocabulary]) -> dict[str, Any]:
+    """The default, without hashing what a model was trained to know by its own spelling."""
+    known = [v.column for v in vocabularies if any(is_hashed("cards", text) for text in v.values)]
+    return {"columns": dict.fromkeys(known, "keep")}
 
 
 @dataclass(frozen=True)

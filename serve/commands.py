@@ -19,6 +19,9 @@ StateOption = Annotated[Path, typer.Option(help="The service's state folder; mad
 DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Promise = Literal["process", "disk"]
+KeyOption = Annotated[
+    Path | None, typer.Option("--identifier-key", help="File of the key that identifiers are hashed with.")
+]
 TimeOption = Annotated[str | None, typer.Option(help="ISO 8601 time.", metavar="TIME")]
 
 
@@ -30,19 +33,25 @@ def score(
         Path | None, typer.Option(help="Score the journal of this state folder, in its order, instead of a file.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1)] = 2,
+    identifier_key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Score in arrival order: transaction_id, fraud_probability, is_fraud, decision.
 
     Rows of a file that repeat an id count once, as the service would have it. With --state everything that a service
-    accepted is scored again from its journal, which must give what it answered; the service may be running.
+    accepted is scored again from its journal, which must give what it answered; the service may be running. With
+    --identifier-key the ids of a file are those of the service that has this key, else the file's own.
 
     Example: seqfraud score bundle transactions.parquet --out scores.parquet
     """
     from seqfraud.bulk import read_with_report, score_table, write_scores
+    from seqfraud.identifiers import Identifiers, read_key
 
     if (data is None) == (state is None):
         raise ConfigError("score: expected a file or --state, one of them")
+    if state is not None and identifier_key is not None:
+        raise ConfigError("--identifier-key: what a journal holds is hashed already")
+    key = None if identifier_key is None else read_key(identifier_key)
     opened = open_bundle(bundle)
     summary: dict[str, Any] = {"model": opened.id}
     if state is not None:
@@ -55,7 +64,7 @@ def score(
         print_cleaning(summary["cleaning"])
         with bar("scoring", len(table)) as progress:
             probability = score_table(opened, table, threads, progress.advance)
-        ids = table.id_texts()
+        ids = Identifiers(table.schema, opened.manifest.identifiers, key).table(table).id_texts()
     flagged = write_scores(out, ids, probability, opened.manifest.thresholds)
     if json:
         print_json({**summary, "rows": len(ids), "is_fraud": flagged, "out": str(out)})
@@ -68,6 +77,7 @@ def load(
     bundle: BundleOption,
     state: StateOption,
     until: TimeOption = None,
+    identifier_key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Backfill a service's state with history and its labels, by the code path of live traffic.
@@ -83,7 +93,7 @@ def load(
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
     rows = len(table) if end is None else int((table.time < end).sum())
-    with Service(opened, state) as service, bar("loading", rows) as progress:
+    with Service(opened, state, identifier_key=identifier_key) as service, bar("loading", rows) as progress:
         done = load_table(service, table, end, progress.advance)
     if json:
         print_json({**vars(done), "model": opened.id})
@@ -104,6 +114,7 @@ def serve(
     snapshot_seconds: Annotated[
         float, typer.Option(help="Seconds between snapshots, if some thousand records came.", min=0.01)
     ] = 300.0,
+    identifier_key: KeyOption = None,
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
@@ -116,9 +127,13 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
     flags = {"host": host, "port": port, "log_access": access_log}
-    server = replace(load_settings(settings).server, **{k: v for k, v in flags.items() if v is not None})
+    loaded = load_settings(settings)
+    server = replace(loaded.server, **{k: v for k, v in flags.items() if v is not None})
+    key = Path(loaded.identifiers.key) if identifier_key is None and loaded.identifiers.key else identifier_key
     opened = open_bundle(bundle)
-    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), server)
+    code = serve_forever(
+        lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds, identifier_key=key), server
+    )
     if code:
         raise typer.Exit(code)
 
@@ -150,15 +165,19 @@ def replay(
     limit: Annotated[int | None, typer.Option(help="Transactions at most.", min=1)] = None,
     against: Annotated[Path | None, typer.Option(help="Scores written by `seqfraud score` to compare with.")] = None,
     tolerance: Annotated[float, typer.Option(help="Largest difference of a probability that passes.")] = 1e-5,
+    identifier_key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Stream a file through a running service in arrival order, labels interleaved when they become known.
+
+    --identifier-key belongs here where `seqfraud score` had it; the service is asked for ids that depend on its key.
 
     Example: seqfraud replay data.parquet --url http://127.0.0.1:8000 --since 2018-08-08 --against scores.parquet
     """
     from seqfraud.bulk import read_for
     from seqfraud.bundle import LabelSource
-    from seqfraud.config import CleaningConfig
+    from seqfraud.config import CleaningConfig, IdentifiersConfig
+    from seqfraud.identifiers import read_key
     from seqfraud.schema import Schema
     from serve.replay import Client
     from serve.replay import replay as replay_table
@@ -170,12 +189,15 @@ def replay(
         raise RunError(f"--url: {url}/v1/model answered {status} and no model; is this a seqfraud service?")
     label, delay = LabelSource(**model["label"]), int(model["context"]["label_delay"])
     policy = CleaningConfig(**model["cleaning"])
+    identifiers = IdentifiersConfig(**model.get("identifiers", {"default": "keep"}))
+    key = None if identifier_key is None else read_key(identifier_key)
     table = read_for(Schema.from_dict(model["schema"]), label, delay, policy, data)[0]
     rows = int(((table.time >= (begin or table.time[0])) & (table.time < (end or table.time[-1] + 1))).sum())
     with bar("replaying", min(rows, limit or rows)) as progress:
         done = replay_table(
-            client, table, delay, since=begin, until=end, limit=limit, rate=rate, progress=progress.advance
-        )
+            client, table, delay, identifiers, key,
+            since=begin, until=end, limit=limit, rate=rate, progress=progress.advance,
+        )  # fmt: skip
     summary = {
         "model": model["model"],
         "transactions": len(done.seconds),

@@ -20,6 +20,7 @@ from seqfraud.canonical import (
     time_ms,
 )
 from seqfraud.errors import RequestError
+from seqfraud.identifiers import Identifiers
 from seqfraud.vocabulary import UNSEEN
 from serve.records import TransactionRecord
 
@@ -29,9 +30,10 @@ Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 @dataclass(slots=True, frozen=True)
 class Transaction:
-    """One decoded transaction.
+    """One decoded transaction, identifiers as they are stored.
 
     Attributes:
+        shown_id: the id as the client sent it, for the answer.
         raw: JSON of the declared fields, as the journal keeps it.
         numbers: schema.numbers, NaN where missing.
         categories: C vocabulary ids.
@@ -40,6 +42,7 @@ class Transaction:
     """
 
     id: str
+    shown_id: str
     user: str
     time: int
     numbers: list[float]
@@ -57,7 +60,10 @@ class TransactionDecoder:
     it, malformed JSON a RequestError 400.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, identifiers: Identifiers | None = None) -> None:
+        """Args:
+        identifiers: hash what is decoded; None: nothing is, which is for what was stored.
+        """
         schema = manifest.schema
         self._schema = schema
         self._fields = schema.fields
@@ -92,6 +98,11 @@ class TransactionDecoder:
             (schema.texts.index(c), None) for c in schema.context
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
+        texts = () if identifiers is None else dict.fromkeys((schema.user, *schema.texts))
+        self._hashing = [(get[c], hashed) for c in texts if identifiers and (hashed := identifiers.of(c)) is not None]
+        self._hash_id = (
+            None if identifiers is None or schema.transaction is None else identifiers.of(schema.transaction)
+        )
         self._refuse_negative = manifest.cleaning.negative_amount != "keep"
         self._refuse_missing = (
             []
@@ -125,18 +136,26 @@ class TransactionDecoder:
     def _transaction(self, row: Any, record: TransactionRecord | None) -> Transaction:
         """What the scorer needs of a decoded row; what identifies it is in its record, where there is one."""
         time = self._time_of(getattr(row, self._time))
+        if record is None and self._hashing:
+            self._hash(row)
         user = text_of(getattr(row, self._user), self._schema.user)
         numbers = [math.nan if (x := getattr(row, name)) is None else x for name in self._numbers]
         texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
         if record is None:
             content = content_digest(user, time, numbers, texts)
-            own_id = None if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
-            identity, raw = content.hex() if own_id is None else own_id, self._encode(row)
+            shown = content.hex() if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
+            identity = shown
+            if self._id is not None and self._hash_id is not None:
+                identity = self._hash_id(shown)
+                setattr(row, self._id, identity)
+            raw = self._encode(row)
         else:
-            identity, content, raw = record.id, record.content, record.raw
+            identity = shown = record.id
+            content, raw = record.content, record.raw
         amount = 0.0 if self._amount is None else numbers[self._amount]
         return Transaction(
             id=identity,
+            shown_id=shown,
             user=user,
             time=time,
             numbers=numbers,
@@ -146,6 +165,16 @@ class TransactionDecoder:
             content=content,
             raw=raw,
         )
+
+    def _hash(self, row: Any) -> None:
+        """Put the stored forms of identifiers into a row."""
+        for name, hashed in self._hashing:
+            value = getattr(row, name)
+            if value is not None and value != "":
+                text = canonical_text(value)
+                stored = hashed(text)
+                if stored is not text:
+                    setattr(row, name, stored)
 
     def _time_of(self, value: str | int | float) -> int:
         column, unit = self._schema.time, self._schema.time_unit

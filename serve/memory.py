@@ -14,6 +14,7 @@ import numpy.typing as npt
 from seqfraud.bundle import Bundle
 from seqfraud.context import ContextTable
 from seqfraud.errors import RequestError, RunError
+from seqfraud.identifiers import Identifiers
 from seqfraud.runtime import SequenceGraph
 from serve.capture import Early, remember
 from serve.decoding import Transaction, TransactionDecoder
@@ -52,10 +53,12 @@ class Taken:
 class Memory:
     """See the module. Not thread-safe."""
 
-    def __init__(self, bundle: Bundle, lookup: Lookup, pieces: Iterable[Piece] = ()) -> None:
-        """Empty, or as the pieces of a snapshot say."""
+    def __init__(
+        self, bundle: Bundle, lookup: Lookup, pieces: Iterable[Piece] = (), identifiers: Identifiers | None = None
+    ) -> None:
+        """Empty, or as the pieces of a snapshot say; with `identifiers` the decoder may be given what clients send."""
         manifest = bundle.manifest
-        self.decoder = TransactionDecoder(manifest)
+        self.decoder = TransactionDecoder(manifest, identifiers)
         self.context = ContextTable(manifest.context)
         self.users = UserTable(manifest.graph, manifest.serve.window)
         self.labels = LabelBook(self.context, self._find)

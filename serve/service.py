@@ -22,10 +22,12 @@ import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
 from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
+from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
 from serve.capture import Capture
 from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.identity import open_identifiers
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
@@ -90,6 +92,7 @@ class Service:
         snapshot_every: float | None = SNAPSHOT_S,
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
+        identifier_key: Path | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -100,6 +103,8 @@ class Service:
             snapshot_records: such a snapshot is taken only if so many records came since the last.
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
+            identifier_key: file of the key that identifiers are hashed with; None: one in the state folder, which is
+                made if no record was hashed yet.
         """
         self.bundle = bundle
         self._clock = clock
@@ -129,6 +134,7 @@ class Service:
                 self._journal.set_meta(FIELDS, ",".join(manifest.schema.fields))
             else:
                 require_fields(seen, bundle, state)
+            self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
             self._rebuild()
             opened.pop_all()
         self._snapshotter = (
@@ -160,7 +166,7 @@ class Service:
 
     def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces, self._identifiers)
         self._users, self._context, self._labels = memory.users, memory.context, memory.labels
         self._decoder = memory.decoder
 
@@ -297,6 +303,7 @@ class Service:
             raise
         scored.commit()
         self._memory.settle(seq, transaction, rows)
+        answer.transaction_id = transaction.shown_id
         return answer
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
@@ -304,11 +311,11 @@ class Service:
             raise RequestError(
                 409,
                 "conflict",
-                f"transaction {transaction.id!r:.80} was scored before with other content",
+                "a transaction of this id was scored before with other content",
                 self.bundle.manifest.schema.transaction or "",
             )
         answer = msgspec.json.decode(known.answer, type=Answer)
-        answer.duplicate = True
+        answer.transaction_id, answer.duplicate = transaction.shown_id, True
         return answer
 
     def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
@@ -384,6 +391,13 @@ class Service:
 
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
+        column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
+        labels = [
+            SaidLabel(
+                hidden.named(column, said.transaction_id), said.is_fraud, said.known_at, hidden.without_cards(said.source)
+            )
+            for said in labels
+        ]
         with self._lock:
             self._require_ready()
             try:
@@ -427,18 +441,24 @@ class Service:
 
     def transaction(self, transaction_id: str) -> bytes:
         """The answer as it was given. Raises RequestError 404."""
+        stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
-            record = self._journal.transaction(transaction_id)
+            record = self._journal.transaction(stored)
         if record is None:
-            raise RequestError(404, "unknown_transaction", f"no transaction {transaction_id!r:.80} was scored here")
-        return record.answer
+            raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
+        if stored == transaction_id:
+            return record.answer
+        answer = msgspec.json.decode(record.answer, type=Answer)
+        answer.transaction_id = transaction_id
+        return self._encode(answer)
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
+        user = self._identifiers.named(self.bundle.manifest.schema.user, user)
         with self._lock, _readable():
             slot = self._users.slots.get(user)
             if slot is None or not self._users.accepted[slot]:
-                raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
+                raise RequestError(404, "unknown_user", "no transaction of this user was scored here")
             accepted = int(self._users.accepted[slot])
             records = self._journal.recent(user, 2 * self._users.window)
         events = [{"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records]
@@ -456,6 +476,7 @@ class Service:
                 "schema": manifest.schema.as_dict(),
                 "label": msgspec.to_builtins(manifest.label),
                 "cleaning": msgspec.to_builtins(manifest.cleaning),
+                "identifiers": msgspec.to_builtins(manifest.identifiers),
                 "context": msgspec.to_builtins(manifest.context),
                 "thresholds": manifest.thresholds.as_dict(),
                 "metrics": dict(manifest.metrics),
@@ -480,6 +501,11 @@ class Service:
     def journal(self) -> Journal:
         """For backfills that group records."""
         return self._journal
+
+    @property
+    def identifiers(self) -> Identifiers:
+        """What hashes identifiers here."""
+        return self._identifiers
 
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""

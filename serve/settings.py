@@ -12,7 +12,17 @@ from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
 from serve.server import ServerSettings
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["IdentifierSettings", "Settings", "load_settings"]
+
+
+@dataclass(frozen=True)
+class IdentifierSettings:
+    """How identifiers are hashed before they are stored; which ones are is the bundle's policy.
+
+    - key: file of the key; empty: `identifier.key` in the state folder, made at the first start.
+    """
+
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,7 @@ class Settings:
     """A whole settings file."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
 
 
 def load_settings(path: Path | None) -> Settings:
