@@ -20,6 +20,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from seqfraud.errors import RequestError
+from serve.discretion import stack_of
 from serve.hug_compat import falcon, hug
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
@@ -252,8 +253,8 @@ _EXPLANATIONS = {
 
 
 def _answer_crash(request: Any, response: Any, error: Exception, params: object) -> None:
-    # The route, not the path: a path names users.
-    _log.error("%s %s failed", request.method, request.uri_template, exc_info=error)
+    # The route, not the path: a path names users. The stack, not the words: they may quote the request.
+    _log.error("%s %s failed\n%s", request.method, request.uri_template, stack_of(error))
     response.status = falcon.HTTP_500
     response.data = _error_body("internal", "the service failed; its log has the reason", "")
 

@@ -98,11 +98,10 @@ class TransactionDecoder:
             (schema.texts.index(c), None) for c in schema.context
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
-        texts = () if identifiers is None else dict.fromkeys((schema.user, *schema.texts))
-        self._hashing = [(get[c], hashed) for c in texts if identifiers and (hashed := identifiers.of(c)) is not None]
-        self._hash_id = (
-            None if identifiers is None or schema.transaction is None else identifiers.of(schema.transaction)
-        )
+        hide = identifiers or Identifiers(schema, manifest.identifiers, None)
+        named = enumerate((schema.user, *schema.texts), start=-1)
+        self._hashing = [(get[c], i, hide.shortest(c), f) for i, c in named if (f := hide.of(c)) is not None]
+        self._hash_id = None if schema.transaction is None else hide.of(schema.transaction)
         self._refuse_negative = manifest.cleaning.negative_amount != "keep"
         self._refuse_missing = (
             []
@@ -136,12 +135,11 @@ class TransactionDecoder:
     def _transaction(self, row: Any, record: TransactionRecord | None) -> Transaction:
         """What the scorer needs of a decoded row; what identifies it is in its record, where there is one."""
         time = self._time_of(getattr(row, self._time))
-        if record is None and self._hashing:
-            self._hash(row)
         user = text_of(getattr(row, self._user), self._schema.user)
         numbers = [math.nan if (x := getattr(row, name)) is None else x for name in self._numbers]
         texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
         if record is None:
+            user = self._hash(row, user, texts)
             content = content_digest(user, time, numbers, texts)
             shown = content.hex() if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
             identity = shown
@@ -166,15 +164,18 @@ class TransactionDecoder:
             raw=raw,
         )
 
-    def _hash(self, row: Any) -> None:
-        """Put the stored forms of identifiers into a row."""
-        for name, hashed in self._hashing:
-            value = getattr(row, name)
-            if value is not None and value != "":
-                text = canonical_text(value)
-                stored = hashed(text)
-                if stored is not text:
-                    setattr(row, name, stored)
+    def _hash(self, row: Any, user: str, texts: list[str | None]) -> str:
+        """Put the stored forms of identifiers into a row and its texts; the user's is returned."""
+        stored_user = user
+        for name, i, shortest, hashed in self._hashing:
+            text = user if i < 0 else texts[i]
+            if text is not None and len(text) >= shortest and (stored := hashed(text)) is not text:
+                setattr(row, name, stored)
+                if i < 0:
+                    stored_user = stored
+                else:
+                    texts[i] = stored
+        return stored_user
 
     def _time_of(self, value: str | int | float) -> int:
         column, unit = self._schema.time, self._schema.time_unit

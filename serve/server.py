@@ -32,6 +32,7 @@ from granian.http import HTTP1Settings
 
 from seqfraud.errors import ConfigError
 from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
+from serve.discretion import route_of, stack_of
 
 __all__ = ["ClosableService", "ServerSettings", "serve_forever"]
 
@@ -73,7 +74,7 @@ class ServerSettings:
     - batch_scheduling: see `_schedule_as_batch`; off where other programs keep every core busy.
     - header_seconds: for a request's headers to arrive, so also how long an idle connection stays.
     - drain_seconds: for requests in flight at SIGTERM; container runtimes kill after 10.
-    - log_access: one INFO line per request on the logger "serve.access", with its path.
+    - log_access: one INFO line per request on the logger "serve.access", with its route.
     """
 
     host: str = "127.0.0.1"
@@ -238,15 +239,15 @@ class _Gateway:
             response = _Response()
             body = b"".join(self._app(environ, response))
             protocol.response_bytes(response.status, response.headers, body)
-        except BaseException:
-            _log.exception("a request failed outside the app")
+        except BaseException as error:
+            _log.error("a request failed outside the app\n%s", stack_of(error))
             protocol.response_bytes(500, [("content-type", "application/json")], _INTERNAL)
             return 500
         return response.status
 
     def _answer_logged(self, protocol: Any, environ: WSGIEnvironment) -> int:
         start = time.perf_counter()
-        path = environ["PATH_INFO"]  # the app may quote it
+        path = route_of(environ["PATH_INFO"])  # the app may quote it
         status = self._answer_now(protocol, environ)
         _access_log.info(
             "%s %s %r %d %.3f ms",

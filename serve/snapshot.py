@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.files import replaced_file
+from serve.discretion import stack_of
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class Snapshotter:
                 try:
                     self._take(self._stopped.wait)
                 except Exception as error:  # it only saves time
-                    _log.error("no snapshot: %s", error, exc_info=not isinstance(error, OSError))
+                    _log.error("no snapshot: %s", error if isinstance(error, OSError) else stack_of(error))
 
     def stop(self) -> None:
         """Take no more; waits for one that is being taken."""

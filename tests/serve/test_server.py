@@ -269,7 +269,7 @@ def test_what_leaves_a_handler_by_force_is_a_500_and_the_next_is_served(start: S
     assert server.request("POST", "/v1/score", body=b"[1]") == (200, b"[1]")
     code, lines, err = server.stop()
     assert (code, lines) == (0, ["closed"])
-    assert "SystemExit: 3" in err
+    assert "SystemExit" in err
 
 
 def test_clients_that_do_not_send_their_body_hold_nothing_but_a_thread(start: Start) -> None:
@@ -378,7 +378,7 @@ def test_the_access_log_is_said_when_asked_for(start: Start) -> None:
     code, lines, _ = server.stop()
     assert code == 0
     assert lines[0].startswith("127.0.0.1 POST '/v1/score' 200 ")
-    assert lines[1].startswith("127.0.0.1 GET '/v1/users/a b' 200 ")
+    assert lines[1].startswith("127.0.0.1 GET '/v1/users/{user}' 200 ")
 
 
 class Gate:
