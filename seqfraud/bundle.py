@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Manifest:
     versions: Mapping[str, str]
     parity: Parity
     cleaning: CleaningConfig = CleaningConfig()
-    identifiers: IdentifiersConfig = IdentifiersConfig()
+    identifiers: IdentifiersConfig = field(default_factory=IdentifiersConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the files and the id."""

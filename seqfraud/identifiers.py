@@ -50,7 +50,7 @@ def looks_like_card(text: str) -> bool:
 
     One number in ten of that length does, whatever it counts.
     """
-    if len(text) < FEWEST_DIGITS or not (text.isdecimal() and len(text) <= MOST_DIGITS or _CARD.fullmatch(text)):
+    if len(text) < FEWEST_DIGITS or not ((text.isdecimal() and len(text) <= MOST_DIGITS) or _CARD.fullmatch(text)):
         return False
     if not text.isascii():  # digits of another script are digits
         text = "".join([str(int(c)) for c in text if c.isdecimal()])

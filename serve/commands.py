@@ -126,7 +126,7 @@ def serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
-    flags = {"host": host, "port": port, "log_access": access_log}
+    flags: dict[str, Any] = {"host": host, "port": port, "log_access": access_log}
     loaded = load_settings(settings)
     server = replace(loaded.server, **{k: v for k, v in flags.items() if v is not None})
     key = Path(loaded.identifiers.key) if identifier_key is None and loaded.identifiers.key else identifier_key

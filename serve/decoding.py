@@ -141,7 +141,9 @@ class TransactionDecoder:
         if record is None:
             user = self._hash(row, user, texts)
             content = content_digest(user, time, numbers, texts)
-            shown = content.hex() if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
+            shown = (
+                content.hex() if self._id is None else text_of(getattr(row, self._id), str(self._schema.transaction))
+            )
             identity = shown
             if self._id is not None and self._hash_id is not None:
                 identity = self._hash_id(shown)

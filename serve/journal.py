@@ -345,7 +345,9 @@ class Journal:
                 self._fold(range(folded.seq, end.seq), end.position)
             except Exception as error:  # of any kind: appending must not wait for a thread that is gone
                 if not self._fold_error:
-                    _log.error("the index falls behind: %s", error if isinstance(error, sqlite3.Error) else stack_of(error))
+                    _log.error(
+                        "the index falls behind: %s", error if isinstance(error, sqlite3.Error) else stack_of(error)
+                    )
                 self._fold_error = str(error)
                 with self._lock:
                     self._room.notify()

@@ -394,7 +394,10 @@ class Service:
         column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
         labels = [
             SaidLabel(
-                hidden.named(column, said.transaction_id), said.is_fraud, said.known_at, hidden.without_cards(said.source)
+                hidden.named(column, said.transaction_id),
+                said.is_fraud,
+                said.known_at,
+                hidden.without_cards(said.source),
             )
             for said in labels
         ]
