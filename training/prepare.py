@@ -68,7 +68,7 @@ def prepare(
     rows = rows_of(split, table, config.data.label_delay, fitting=not later)
     spec = context_spec(config, schema)
     if vocabularies is None:
-        vocabularies = _fit_vocabularies(config, schema, table.take(rows.before_validation), cleaning)
+        vocabularies = _fit_vocabularies(config, table, rows.before_validation, cleaning)
     encoded = encode(table, vocabularies, spec)
     by_user = Rows(**{name: mask[encoded.arrival] for name, mask in vars(rows).items()})
     assert table.label is not None
@@ -78,14 +78,14 @@ def prepare(
 
 
 def _fit_vocabularies(
-    config: Config, schema: Schema, table: Transactions, cleaning: dict[str, Any]
+    config: Config, table: Transactions, fitting: npt.NDArray[np.bool_], cleaning: dict[str, Any]
 ) -> tuple[Vocabulary, ...]:
     """Vocabularies without what the service would hash; the rows that this concerns are added to the cleaning report."""
-    policy = treatments(schema, config.identifiers)
+    policy = treatments(table.schema, config.identifiers)
     out = []
-    for column in schema.categorical:
+    for column in table.schema.categorical:
         texts, hashed = table.text(column), partial(is_hashed, policy[column])
-        out.append(fit_vocabulary(column, texts, config.features.min_count, hashed))
+        out.append(fit_vocabulary(column, texts.take(fitting), config.features.min_count, hashed))
         cards = np.array([hashed(text) for text in texts.values] + [False])[texts.codes]
         if cards.any():
             first = int(table.file_row[np.argmax(cards)]) + 1
@@ -94,7 +94,7 @@ def _fit_vocabularies(
                     "reason": "looks like a card number",
                     "column": column,
                     "rows": int(cards.sum()),
-                    "share": float(cards.mean()),
+                    "share": int(cards.sum()) / cleaning["rows_read"],
                     "action": "unseen value in the vocabulary; see identifiers.columns",
                     "examples": [f"row {first}"],
                 }
