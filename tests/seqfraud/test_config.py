@@ -397,11 +397,14 @@ def test_load_config(tmp_path: Path) -> None:
 
 # ---- identifiers
 
-IDENTIFIERS = MINIMAL + """
+IDENTIFIERS = (
+    MINIMAL
+    + """
 categorical = ["kind"]
 context = ["merchant"]
 [identifiers]
 """
+)
 
 
 def test_a_policy_per_column() -> None:
