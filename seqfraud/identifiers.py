@@ -129,7 +129,7 @@ class Identifiers:
 
     def without_cards(self, text: str) -> str:
         """The text itself, or its hash where it looks like a card number or like a hash; always the text without a key."""
-        if _MAY_BE_HASHED.match(text) is None or self._mac is None or not is_hashed("cards", text):
+        if not (text.isdecimal() or _MAY_BE_HASHED.match(text)) or self._mac is None or not is_hashed("cards", text):
             return text
         return self.hashed(text)
 
