@@ -34,6 +34,13 @@ _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
 _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
 
+_JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
+"""What nearly every client sends; other spellings cost a search."""
+_JSON_TYPE = re.compile(
+    r"\s*application/(?:[\w.!#$&^-]+\+)?json\s*(?:;\s*charset\s*=\s*(?P<quote>\"?)utf-?8(?P=quote)\s*)?;?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+
 _log = logging.getLogger(__name__)
 
 _Handler = TypeVar("_Handler", bound=Callable[..., bytes])
@@ -77,15 +84,15 @@ def create_app(
 
     @_route(api, "POST", "/v1/score")
     def score(request: Any) -> bytes:
-        return service.score(_read_body(request.env, max_body_bytes))
+        return service.score(_read_json(request.env, max_body_bytes))
 
     @_route(api, "POST", "/v1/score/batch")
     def score_batch(request: Any) -> bytes:
-        return service.score_batch(_read_body(request.env, max_body_bytes))
+        return service.score_batch(_read_json(request.env, max_body_bytes))
 
     @_route(api, "POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_body(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes))
 
     @_route(api, "GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
@@ -164,6 +171,28 @@ def _finish(api: Any) -> WSGIApplication:
         return body
 
     return application
+
+
+def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:
+    """The body of a request that says that it is JSON, or a refusal.
+
+    A request without a content type is refused too: a page in a browser may send one to any address without asking, from
+    a `Blob`, but not one that says `application/json`.
+    """
+    body = _read_body(environ, limit)
+    content_type = environ.get("CONTENT_TYPE", "")
+    if content_type not in _JSON_TYPES and _JSON_TYPE.fullmatch(content_type) is None:
+        seen = f"{content_type!r:.80}" if content_type else "no content type"
+        raise _unsupported(f"{seen}; send JSON in UTF-8 with the header Content-Type: application/json")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise _unsupported("the body is compressed; send it as it is, without Content-Encoding")
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":
+        raise _unsupported("the body is encoded for transfer; send it as it is, or in chunks")
+    return body
+
+
+def _unsupported(message: str) -> RequestError:
+    return RequestError(415, "unsupported_media_type", message)
 
 
 def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:

@@ -15,6 +15,7 @@ from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.errors import ConfigError, RunError
 
 BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
+SettingsOption = Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")]
 StateOption = Annotated[Path, typer.Option(help="The service's state folder; made if it is not there.")]
 DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -78,6 +79,7 @@ def load(
     state: StateOption,
     until: TimeOption = None,
     identifier_key: KeyOption = None,
+    settings: SettingsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Backfill a service's state with history and its labels, by the code path of live traffic.
@@ -87,13 +89,19 @@ def load(
     from seqfraud.bulk import read_with_report
     from serve.load import load as load_table
     from serve.service import Service
+    from serve.settings import load_settings
 
+    chosen = load_settings(settings)
+    key = chosen.identifiers.key_file(identifier_key)
     end = instant("--until", until)
     opened = open_bundle(bundle)
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
     rows = len(table) if end is None else int((table.time < end).sum())
-    with Service(opened, state, identifier_key=identifier_key) as service, bar("loading", rows) as progress:
+    with (
+        Service(opened, state, inputs=chosen.input, identifier_key=key) as service,
+        bar("loading", rows) as progress,
+    ):
         done = load_table(service, table, end, progress.advance)
     if json:
         print_json({**vars(done), "model": opened.id})
@@ -106,7 +114,7 @@ def serve(
     state: StateOption,
     host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not set.", min=0, max=65535)] = None,
-    settings: Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")] = None,
+    settings: SettingsOption = None,
     access_log: Annotated[bool | None, typer.Option(help="One line per request.")] = None,
     promise: Annotated[
         Promise, typer.Option(help="What an answer survives: the death of the process, or a power cut (disk) too.")
@@ -127,12 +135,15 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
     flags: dict[str, Any] = {"host": host, "port": port, "log_access": access_log}
-    loaded = load_settings(settings)
-    server = replace(loaded.server, **{k: v for k, v in flags.items() if v is not None})
-    key = Path(loaded.identifiers.key) if identifier_key is None and loaded.identifiers.key else identifier_key
+    chosen = load_settings(settings)
+    server = replace(chosen.server, **{k: v for k, v in flags.items() if v is not None})
+    key = chosen.identifiers.key_file(identifier_key)
     opened = open_bundle(bundle)
     code = serve_forever(
-        lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds, identifier_key=key), server
+        lambda: Service(
+            opened, state, promise=promise, snapshot_every=snapshot_seconds, inputs=chosen.input, identifier_key=key
+        ),
+        server,
     )
     if code:
         raise typer.Exit(code)

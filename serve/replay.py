@@ -17,6 +17,9 @@ from seqfraud.table import Transactions
 from serve.arrivals import arrivals
 
 TIMEOUT_S = 30.0
+KEPT = IdentifiersConfig("keep")
+LABELS = 1000
+"""Labels of one request at most; a service takes so many."""
 
 
 class Client:
@@ -66,7 +69,7 @@ def replay(
     client: Client,
     table: Transactions,
     label_delay: int,
-    policy: IdentifiersConfig,
+    policy: IdentifiersConfig = KEPT,
     key: bytes | None = None,
     *,
     since: int | None = None,
@@ -91,14 +94,14 @@ def replay(
     for arrival in arrivals(table, label_delay, since, until):
         if limit is not None and len(out.seconds) >= limit:
             break
-        if arrival.labels:
+        for at in range(0, len(arrival.labels), LABELS):
             said = [
                 {"transaction_id": names.of(d.row), "is_fraud": d.is_fraud, "known_at": d.known_at}
-                for d in arrival.labels
+                for d in arrival.labels[at : at + LABELS]
             ]
             status, answer = client.call("POST", "/v1/labels", said)
             _require(status, answer, "/v1/labels")
-            out.labels += len(arrival.labels)
+            out.labels += len(said)
         if arrival.row is None:
             continue
         if rate is not None:

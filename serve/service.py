@@ -26,7 +26,7 @@ from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph
 from serve.capture import Capture
-from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.identity import open_identifiers
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
@@ -93,6 +93,7 @@ class Service:
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
         identifier_key: Path | None = None,
+        inputs: InputSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -105,12 +106,14 @@ class Service:
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
             identifier_key: file of the key that identifiers are hashed with; None: one in the state folder, which is
                 made if no record was hashed yet.
+            inputs: limits of what a client may send, `[input]`; its defaults where None.
         """
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
+        self._limits = Limits(inputs)
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
@@ -135,6 +138,7 @@ class Service:
             else:
                 require_fields(seen, bundle, state)
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
+            self._decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
             opened.pop_all()
         self._snapshotter = (
@@ -166,9 +170,8 @@ class Service:
 
     def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces, self._identifiers)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces, self._decoder)
         self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-        self._decoder = memory.decoder
 
     def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
@@ -385,7 +388,7 @@ class Service:
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
         self._wait_durable(self._journal.last_seq)
         return answer
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.decoding import InputSettings
 from serve.server import ServerSettings
 
 __all__ = ["IdentifierSettings", "Settings", "load_settings"]
@@ -24,6 +25,10 @@ class IdentifierSettings:
 
     key: str = ""
 
+    def key_file(self, option: Path | None) -> Path | None:
+        """The key's file, where the command's option or the settings name one."""
+        return option or (Path(self.key) if self.key else None)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,6 +36,7 @@ class Settings:
 
     server: ServerSettings = field(default_factory=ServerSettings)
     identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
+    input: InputSettings = field(default_factory=InputSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -134,23 +134,72 @@ def test_a_route_hands_the_service_what_it_needs_and_returns_its_bytes(
 @pytest.mark.parametrize(
     "content_type",
     [
-        None,
-        "",
         "application/json",
+        "Application/JSON",
+        "application/json;charset=UTF-8",
         "application/json; charset=utf-8",
-        "application/json; charset=nosuch",
-        "application/json; body=x",
-        "text/plain",
-        "application/x-www-form-urlencoded",
-        "multipart/form-data",
-        ";;;",
+        'application/json ; charset = "utf-8"',
+        "application/json; charset=utf8",
+        "application/json;",
+        "application/vnd.shop.payment+json",
     ],
 )
-def test_the_body_is_the_bytes_whatever_the_content_type(content_type: str | None) -> None:
+def test_a_body_that_says_json_reaches_the_service_as_it_is(content_type: str) -> None:
     service = FakeService()
     app = create_app(service)
     assert call(app, "POST", "/v1/score", body=b"\xff{", CONTENT_TYPE=content_type).status == 200
     assert service.calls == [("score", b"\xff{")]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "json",
+        "text/json",
+        "text/plain",
+        "application/jsonl",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "application/json; charset=nosuch",
+        "application/json; charset=utf-16",
+        'application/json; charset="utf-8',
+        "application/json; body=x",
+        "application/json; charset=utf-8; body=x",
+        "application/json, application/json",
+        "application/json\u0130",
+        "application/+json",
+        ";;;",
+        "application/" + "a" * 50_000,
+    ],
+)
+def test_another_content_type_or_none_is_a_415_that_says_which_is_right(content_type: str | None, framing: str) -> None:
+    """Hug took `charset=nosuch` and `body=x` for a 500. Without a type: see `_read_json`; with curl's: a hint."""
+    service = FakeService()
+    extra = CHUNKED if framing == "chunked" else {}
+    answer = call(create_app(service), "POST", "/v1/score", body=b"{}", CONTENT_TYPE=content_type, **extra)
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_media_type")
+    assert "Content-Type: application/json" in answer.error["message"]
+    assert len(answer.error["message"]) < 250
+    assert service.calls == []
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("identity", 200), ("gzip", 415), ("br, gzip", 415), ("", 415)])
+def test_a_compressed_body_is_a_415(encoding: str, status: int) -> None:
+    service = FakeService()
+    answer = call(create_app(service), "POST", "/v1/labels", body=b"[]", HTTP_CONTENT_ENCODING=encoding)
+    assert answer.status == status
+    assert len(service.calls) == (status == 200)
+
+
+def test_chunks_may_not_be_compressed_either() -> None:
+    """Granian takes `gzip, chunked` and hands out what is inside of the chunks as it is."""
+    service = FakeService()
+    framing = CHUNKED | {"HTTP_TRANSFER_ENCODING": "gzip, chunked"}
+    assert call(create_app(service), "POST", "/v1/score", body=b"{}", **framing).status == 415
+    assert service.calls == []
 
 
 def test_keys_of_the_body_and_the_query_are_no_arguments() -> None:

@@ -23,6 +23,7 @@ from serve.app import ServiceLike
 from serve.server import ServerSettings, _Gateway
 
 LIMIT_S = 10.0
+JSON = {"Content-Type": "application/json"}
 
 SCRIPT = textwrap.dedent(
     '''
@@ -139,7 +140,7 @@ class Server:
 
     def request(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
         with contextlib.closing(self.connect()) as connection:
-            connection.request(method, url, body=body)
+            connection.request(method, url, body, JSON)
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -198,7 +199,7 @@ def test_answers_and_keeps_the_connection(shared: Server) -> None:
     with contextlib.closing(shared.connect()) as connection:
         ports = set()
         for i in range(3):
-            connection.request("POST", "/v1/score", body=b"[%d]" % i)
+            connection.request("POST", "/v1/score", b"[%d]" % i, JSON)
             ports.add(connection.sock.getsockname()[1])
             answer = connection.getresponse()
             assert (answer.status, answer.read()) == (200, b"[%d]" % i)
@@ -234,7 +235,7 @@ def test_a_body_too_large_is_told_so(shared: Server, url: str, size: int) -> Non
 def test_a_chunked_body_is_read_up_to_the_limit(shared: Server, url: str) -> None:
     for chunks, status in (([b"[1,", b"2]"], 200), ([b"x" * 600, b"y" * 600], 413)):
         with contextlib.closing(shared.connect()) as connection:
-            connection.request("POST", url, body=iter(chunks), encode_chunked=True)
+            connection.request("POST", url, iter(chunks), JSON, encode_chunked=True)
             assert connection.getresponse().status == status
 
 
@@ -252,7 +253,7 @@ def test_concurrent_requests_get_their_own_answers(shared: Server) -> None:
             good = []
             for i in range(20):
                 body = json.dumps({"nap": [number, i]}).encode()
-                connection.request("POST", "/v1/score", body=body)
+                connection.request("POST", "/v1/score", body, JSON)
                 answer = connection.getresponse()
                 good.append((answer.status, answer.read()) == (200, body))
             return good

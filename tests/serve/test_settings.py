@@ -1,10 +1,14 @@
 """The service's settings file: defaults, sections, and errors that name the key."""
 
+import re
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from seqfraud.errors import ConfigError
+from serve.decoding import InputSettings
 from serve.settings import Settings, load_settings
 
 
@@ -26,6 +30,10 @@ def test_a_file_sets_a_section_and_leaves_the_rest(tmp_path: Path):
         ("[sever]\nport = 1\n", "the nearest valid section is server"),
         ('[server]\nport = "a"\n', "server.port: expected a whole number, got 'a'"),
         ("[server\n", "not valid TOML"),
+        ("[input]\nlongest = 1\n", "the nearest valid key is input.longest_text"),
+        ("[input]\nlatest_ahead = 5\n", "input.latest_ahead: expected a duration"),
+        ('[input]\nearliest = "soon"\n', "input.earliest: 'soon' is not an ISO 8601 date"),
+        ("[input]\nmax_labels = 0\n", "input: max_labels is 0; expected 1 or more"),
     ],
 )
 def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
@@ -39,3 +47,12 @@ def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
         load_settings(tmp_path / "absent.toml")
+
+
+def test_the_input_settings_in_the_documentation_are_the_defaults(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(\[input\]\n.*?)```", page, re.DOTALL)
+    file = tmp_path / "serve.toml"
+    file.write_text(block, encoding="utf-8")
+    assert load_settings(file) == Settings()
+    assert {f.name for f in fields(InputSettings)} == set(tomllib.loads(block)["input"])
