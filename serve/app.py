@@ -9,8 +9,11 @@ Identifiers in a path (`/v1/transactions/{id}`, `/v1/users/{user}`) are percent-
 may hold spaces, `%` and slashes; a trailing slash belongs to them. WSGI hands out the decoded path
 only, hence the limits: an encoded slash and a plain one are the same, and an identifier that is
 empty or ends with one of `_ID_SUFFIXES` has no address.
+
+A route says whom it is for where it is declared; its key is asked for before its body is read.
 """
 
+import functools
 import json
 import logging
 import re
@@ -20,8 +23,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from seqfraud.errors import RequestError
-from serve.discretion import stack_of
 from serve.hug_compat import falcon, hug
+from serve.keys import LABEL, OPEN, SCORE, Keyring, Roles
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
@@ -78,39 +81,45 @@ def create_app(
     service: ServiceLike,
     *,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    keys: Keyring | None = None,
 ) -> WSGIApplication:
-    """The WSGI application over `service`. Two apps in one process share no routes."""
-    api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
+    """The WSGI application over `service`. Two apps in one process share no routes.
 
-    @_route(api, "POST", "/v1/score")
+    Without `keys` everybody may do everything. What the application finds out about a request is in
+    its environ afterwards: `seqfraud.route` and `seqfraud.key`.
+    """
+    api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
+    route = functools.partial(_route, api, keys)
+
+    @route("POST", "/v1/score", SCORE)
     def score(request: Any) -> bytes:
         return service.score(_read_json(request.env, max_body_bytes))
 
-    @_route(api, "POST", "/v1/score/batch")
+    @route("POST", "/v1/score/batch", SCORE)
     def score_batch(request: Any) -> bytes:
         return service.score_batch(_read_json(request.env, max_body_bytes))
 
-    @_route(api, "POST", "/v1/labels")
+    @route("POST", "/v1/labels", LABEL)
     def add_labels(request: Any) -> bytes:
         return service.add_labels(_read_json(request.env, max_body_bytes))
 
-    @_route(api, "GET", "/v1/transactions/{transaction_id}")
+    @route("GET", "/v1/transactions/{transaction_id}", SCORE | LABEL)
     def transaction(request: Any, transaction_id: str) -> bytes:
         return service.transaction(_identifier(transaction_id))
 
-    @_route(api, "GET", "/v1/users/{user}")
+    @route("GET", "/v1/users/{user}", LABEL)
     def user(request: Any, user: str) -> bytes:
         return service.user(_identifier(user))
 
-    @_route(api, "GET", "/v1/model")
+    @route("GET", "/v1/model", SCORE)
     def model(request: Any) -> bytes:
         return service.model()
 
-    @_route(api, "GET", "/healthz")
+    @route("GET", "/healthz", OPEN)
     def healthz(request: Any) -> bytes:
         return b'{"status":"ok"}'
 
-    @_route(api, "GET", "/readyz")
+    @route("GET", "/readyz", OPEN)
     def readyz(request: Any) -> bytes:
         if not service.ready():
             raise RequestError(503, "not_ready", "the service is not ready to score yet; ask again")
@@ -147,10 +156,25 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 
-def _route(api: Any, method: str, url: str) -> Callable[[_Handler], _Handler]:
+def _route(
+    api: Any, keys: Keyring | None, method: str, url: str, roles: Roles
+) -> Callable[[_Handler], Callable[..., bytes]]:
+    """Declares a route for whoever has one of `roles`."""
     accept = ("GET", "HEAD") if method == "GET" else method
-    router: Callable[[_Handler], _Handler] = _RawRouter(url, accept=accept, api=api)
-    return router
+    router = _RawRouter(url, accept=accept, api=api)
+
+    def declare(handler: _Handler) -> Callable[..., bytes]:
+        def answer(request: Any, **params: str) -> bytes:
+            environ = request.env
+            environ["seqfraud.route"] = url
+            if keys is not None and roles:
+                keys.admit(environ, roles)
+            return handler(request, **params)
+
+        answered: Callable[..., bytes] = router(answer)
+        return answered
+
+    return declare
 
 
 def _finish(api: Any) -> WSGIApplication:
@@ -261,6 +285,8 @@ def _identifier(quoted: str) -> str:
 
 
 def _answer_refusal(request: Any, response: Any, error: RequestError, params: object) -> None:
+    if error.status == 401:
+        response.set_header("WWW-Authenticate", 'Bearer realm="seqfraud"')
     response.status = falcon.get_http_status(error.status)
     response.data = _error_body(error.code, error.message, error.field)
 
@@ -268,6 +294,7 @@ def _answer_refusal(request: Any, response: Any, error: RequestError, params: ob
 def _answer_http_error(request: Any, response: Any, error: Any, params: object) -> None:
     """Falcon's own refusals: no such address, no such method here."""
     response.status = error.status
+    request.env["seqfraud.route"] = request.uri_template
     if error.headers is not None:
         response.set_headers(error.headers)
     code = error.status[4:].lower().replace(" ", "_")
@@ -282,8 +309,9 @@ _EXPLANATIONS = {
 
 
 def _answer_crash(request: Any, response: Any, error: Exception, params: object) -> None:
-    # The route, not the path: a path names users. The stack, not the words: they may quote the request.
-    _log.error("%s %s failed\n%s", request.method, request.uri_template, stack_of(error))
+    # The route, not the path: a path names users.
+    noted = {"request_id": request.env.get("seqfraud.request_id")}
+    _log.error("%s %s failed", request.method, request.uri_template, exc_info=error, extra=noted)
     response.status = falcon.HTTP_500
     response.data = _error_body("internal", "the service failed; its log has the reason", "")
 

@@ -1,16 +1,16 @@
-"""`seqfraud score`, `seqfraud load`, `seqfraud serve`, `seqfraud repair` and `seqfraud replay`."""
+"""`seqfraud score`, `seqfraud load`, `seqfraud serve`, `seqfraud keys`, `seqfraud repair` and `seqfraud replay`."""
 
-import logging
 import sys
+import time as clock_time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import typer
 
 from seqfraud.bundle import open_bundle
-from seqfraud.config import parse_instant
+from seqfraud.config import format_instant, parse_duration, parse_instant
 from seqfraud.console import bar, print_cleaning, print_json
 from seqfraud.errors import ConfigError, RunError
 
@@ -23,6 +23,9 @@ Promise = Literal["process", "disk"]
 KeyOption = Annotated[
     Path | None, typer.Option("--identifier-key", help="File of the key that identifiers are hashed with.")
 ]
+LogFormat = Literal["json", "text"]
+LISTED = ("id", "roles", "created", "expires", "revoked", "note")
+Section = TypeVar("Section")
 TimeOption = Annotated[str | None, typer.Option(help="ISO 8601 time.", metavar="TIME")]
 
 
@@ -115,7 +118,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not set.", min=0, max=65535)] = None,
     settings: SettingsOption = None,
-    access_log: Annotated[bool | None, typer.Option(help="One line per request.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys, as `seqfraud keys add` makes it.")] = None,
+    without_keys: Annotated[
+        bool | None, typer.Option("--without-keys", help="Let everybody do everything, on any address.")
+    ] = None,
+    access_log: Annotated[bool | None, typer.Option(help="One log line per request.")] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help="Log lines; json if not set.")] = None,
     promise: Annotated[
         Promise, typer.Option(help="What an answer survives: the death of the process, or a power cut (disk) too.")
     ] = "process",
@@ -128,25 +136,82 @@ def serve(
 
     Example: seqfraud serve --bundle bundle --state state --port 8000
     """
-    from serve.server import serve_forever
+    from serve.keys import Keyring
+    from serve.logs import AccessLog, configure_logs
+    from serve.server import Door, serve_forever
     from serve.service import Service
     from serve.settings import load_settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("_granian").setLevel(logging.WARNING)
-    flags: dict[str, Any] = {"host": host, "port": port, "log_access": access_log}
-    chosen = load_settings(settings)
-    server = replace(chosen.server, **{k: v for k, v in flags.items() if v is not None})
-    key = chosen.identifiers.key_file(identifier_key)
+    given = load_settings(settings)
+    server = with_flags(given.server, host=host, port=port)
+    log = with_flags(given.log, access=access_log, format=log_format)
+    access = with_flags(given.keys, file=None if keys is None else str(keys), without=without_keys)
+    if access.file and access.without:
+        raise ConfigError("keys: there is a file of keys, and `without` them (--without-keys); expected one of them")
+    writer = configure_logs(log)
+    door = Door(
+        keys=Keyring(Path(access.file)) if access.file else None,
+        without_keys=access.without,
+        tls=given.tls,
+        access=AccessLog(writer) if log.access else None,
+    )
+    key = given.identifiers.key_file(identifier_key)
     opened = open_bundle(bundle)
     code = serve_forever(
         lambda: Service(
-            opened, state, promise=promise, snapshot_every=snapshot_seconds, inputs=chosen.input, identifier_key=key
+            opened, state, promise=promise, snapshot_every=snapshot_seconds, inputs=given.input, identifier_key=key
         ),
         server,
+        door,
     )
     if code:
         raise typer.Exit(code)
+
+
+def keys(
+    action: Annotated[Literal["add", "list", "revoke"], typer.Argument(help="What to do.", metavar="add|list|revoke")],
+    file: Annotated[Path, typer.Option(help="File of API keys; made if it is not there.")],
+    identity: Annotated[str | None, typer.Argument(help="Which key to revoke.", metavar="[ID]")] = None,
+    role: Annotated[
+        list[str] | None, typer.Option(help="score, label or admin: what a new key may do; may be given again.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="ISO 8601 time, or from now such as 90d.", metavar="TIME")] = None,
+    note: Annotated[str, typer.Option(help="For whoever lists the keys.")] = "",
+    json: JsonOption = False,
+) -> None:
+    """Make, list and revoke the service's API keys. A running service follows the file within a second.
+
+    A new key is printed once, alone on stdout; the file holds only its hash. To rotate: add one, give it to the
+    client, revoke the old one.
+
+    Example: seqfraud keys add --file keys.json --role score --expires 90d --note checkout
+    """
+    from serve.keys import add_key, read_keys, revoke_key
+
+    now = clock_time.time()
+    if (action == "revoke") != (identity is not None):
+        raise ConfigError("keys: expected an ID with revoke, and only there")
+    if action != "add" and (role or expires or note):
+        raise ConfigError("keys: --role, --expires and --note are for add")
+    if action == "add":
+        key, text = add_key(file, role or [], now, moment("--expires", expires, now), note)
+        if json:
+            print_json({"key": text, "id": key.id, "roles": key.roles, "expires": key.expires})
+        else:
+            print(text)
+            print(f"this is the only time that the key is shown; the id for revoking it is {key.id}", file=sys.stderr)
+    elif action == "revoke":
+        assert identity is not None
+        revoke_key(file, identity, now)
+        print_json({"id": identity}) if json else print(f"{identity} is revoked")
+    else:
+        known = read_keys(file)
+        if json:
+            print_json([{"state": k.state(now)} | {n: getattr(k, n) for n in LISTED} for k in known])
+            return
+        for k in known:
+            until = f"until {k.expires}" if k.expires else "without end"
+            print(f"{k.id}  {'+'.join(k.roles):17}  {k.state(now):8}  {k.created}  {until}  {k.note}")
 
 
 def repair(
@@ -170,6 +235,9 @@ def repair(
 def replay(
     data: DataArgument,
     url: Annotated[str, typer.Option(help="Address of a running service.")],
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with an API key for score and label; else SEQFRAUD_API_KEY.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Transactions per second at most.", min=1e-6)] = None,
     since: TimeOption = None,
     until: TimeOption = None,
@@ -190,11 +258,12 @@ def replay(
     from seqfraud.config import CleaningConfig, IdentifiersConfig
     from seqfraud.identifiers import read_key
     from seqfraud.schema import Schema
+    from serve.keys import key_from
     from serve.replay import Client
     from serve.replay import replay as replay_table
 
     begin, end = instant("--since", since), instant("--until", until)
-    client = Client(url)
+    client = Client(url, key_from(key_file))
     status, model = client.call("GET", "/v1/model")
     if status != 200 or not isinstance(model, dict) or not {"schema", "label", "cleaning", "context"} <= set(model):
         raise RunError(f"--url: {url}/v1/model answered {status} and no model; is this a seqfraud service?")
@@ -234,6 +303,11 @@ def replay(
         raise typer.Exit(1)
 
 
+def with_flags(section: Section, **flags: Any) -> Section:
+    """A section of the settings with the flags that were given."""
+    return replace(section, **{name: value for name, value in flags.items() if value is not None})  # type: ignore[type-var]
+
+
 def scores_of(path: Path) -> dict[str, float]:
     """Probabilities by transaction id of a file written by `seqfraud score`."""
     import pyarrow.parquet as parquet
@@ -252,3 +326,13 @@ def instant(option: str, text: str | None) -> int | None:
         return parse_instant(text)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+def moment(option: str, text: str | None, now: float) -> str | None:
+    """ISO text in UTC of an option's ISO time, or of a duration from `now` (seconds since the epoch)."""
+    if text is None:
+        return None
+    try:
+        return format_instant(int(now * 1000) + parse_duration(text))
+    except ValueError:
+        return format_instant(instant(option, text) or 0)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from seqfraud.errors import JournalError, RunError
-from serve.discretion import stack_of
 from serve.index import Batch, Folded, Index, build_index, open_index
 from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Log, sync_folder
 from serve.records import (
@@ -345,9 +344,7 @@ class Journal:
                 self._fold(range(folded.seq, end.seq), end.position)
             except Exception as error:  # of any kind: appending must not wait for a thread that is gone
                 if not self._fold_error:
-                    _log.error(
-                        "the index falls behind: %s", error if isinstance(error, sqlite3.Error) else stack_of(error)
-                    )
+                    _log.error("the index falls behind: %s", error, exc_info=not isinstance(error, sqlite3.Error))
                 self._fold_error = str(error)
                 with self._lock:
                     self._room.notify()

@@ -23,20 +23,25 @@ LABELS = 1000
 
 
 class Client:
-    """One keep-alive connection to a service."""
+    """One keep-alive connection to a service; a certificate has to lead to a root that this machine trusts."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RunError(f"--url: {url!r} is not an address such as http://127.0.0.1:8000")
         self._url = url
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=TIMEOUT_S)
+        secure = parts.scheme == "https"
+        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        self._connection = connect(parts.hostname, parts.port or (443 if secure else 80), timeout=TIMEOUT_S)
+        self._headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def call(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
         """Status and decoded JSON of a request. Raises RunError where nobody answers."""
         body = None if content is None else json.dumps(content).encode()
         try:
-            self._connection.request(method, path, body, {"Content-Type": "application/json"})
+            self._connection.request(method, path, body, self._headers)
             answer = self._connection.getresponse()
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:

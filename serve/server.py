@@ -13,6 +13,7 @@ the same port would start without a word and take half of the requests, and so o
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -32,12 +33,14 @@ from granian.http import HTTP1Settings
 
 from seqfraud.errors import ConfigError
 from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
-from serve.discretion import route_of, stack_of
+from serve.headers import stamped
+from serve.keys import Keyring
+from serve.logs import AccessLog
+from serve.tls import TlsSettings, worker_options
 
-__all__ = ["ClosableService", "ServerSettings", "serve_forever"]
+__all__ = ["ClosableService", "Door", "ServerSettings", "serve_forever"]
 
 _log = logging.getLogger(__name__)
-_access_log = logging.getLogger("serve.access")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,7 +77,6 @@ class ServerSettings:
     - batch_scheduling: see `_schedule_as_batch`; off where other programs keep every core busy.
     - header_seconds: for a request's headers to arrive, so also how long an idle connection stays.
     - drain_seconds: for requests in flight at SIGTERM; container runtimes kill after 10.
-    - log_access: one INFO line per request on the logger "serve.access", with its route.
     """
 
     host: str = "127.0.0.1"
@@ -86,27 +88,46 @@ class ServerSettings:
     header_seconds: float = 75.0
     drain_seconds: float = 8.0
     batch_scheduling: bool = True
-    log_access: bool = False
 
 
-def serve_forever(make_service: Callable[[], ClosableService], settings: ServerSettings) -> int:
+@dataclass(frozen=True)
+class Door:
+    """Who comes in, and what is kept of it.
+
+    - keys: None lets everybody do everything, which needs a loopback address or `without_keys`.
+    - tls: checked by the time the service is made.
+    - access: called after each answer.
+    """
+
+    keys: Keyring | None = None
+    without_keys: bool = False
+    tls: TlsSettings | None = None
+    access: AccessLog | None = None
+
+
+_LOCAL = Door()
+
+
+def serve_forever(make_service: Callable[[], ClosableService], settings: ServerSettings, door: Door = _LOCAL) -> int:
     """Serves until SIGTERM or SIGINT, then drains, closes the service and returns 0.
 
     Main thread only. The port is taken before `make_service` is called and answers once it has
     returned. Until then signals have their ordinary effect; later, a second one ends the draining.
-    Raises `ConfigError` where the port cannot be had, and what `make_service` raises. Where threads
+    Raises `ConfigError` where the port cannot be had or must not be open to all, and what `make_service` raises. Where threads
     of granian do not end, the process ends in here instead, with exit code 0.
     """
     before = _native_threads()
     with contextlib.closing(_bind(settings)) as listener:
+        _require_keys(listener, door)
+        tls = worker_options(door.tls)
         service = make_service()
         gc.freeze()  # it stays; a full collection would look through all of it
-        gateway = _Gateway(service, settings)
+        gateway = _Gateway(service, settings, door)
         service.before_waiting = gateway.step_aside
         with _stop_signals() as mailbox:
             try:
-                address = _listen(listener, settings)
-                worker = _start(gateway, listener, settings, on_drained=mailbox.drained)
+                address = _listen(listener, settings, "https" if tls else "http")
+                worker = _start(gateway, listener, settings, tls, on_drained=mailbox.drained)
                 print(f"seqfraud serving on {address}", flush=True)
                 mailbox.wait_for_stop()
                 worker.set()
@@ -149,9 +170,10 @@ class _Gateway:
 
     TICK_SECONDS = 0.005
 
-    def __init__(self, service: ServiceLike, settings: ServerSettings) -> None:
-        self._app = create_app(service, max_body_bytes=settings.max_body_bytes)
-        self._answer = self._answer_logged if settings.log_access else self._answer_now
+    def __init__(self, service: ServiceLike, settings: ServerSettings, door: Door = _LOCAL) -> None:
+        self._app = stamped(create_app(service, max_body_bytes=settings.max_body_bytes, keys=door.keys))
+        self._access = door.access
+        self._answer = self._answer_now if door.access is None else self._answer_logged
         self._here = threading.local()
         self._change = threading.Lock()  # for the three below
         self._taking: _Thread | None = None
@@ -233,31 +255,24 @@ class _Gateway:
             self._waiting.append(thread)
         thread.gate.acquire()
 
-    def _answer_now(self, protocol: Any, environ: WSGIEnvironment) -> int:
-        """Runs the app and hands its answer to granian. Never raises."""
+    def _answer_now(self, protocol: Any, environ: WSGIEnvironment) -> tuple[int, int]:
+        """Runs the app and hands its answer to granian: status and bytes of it. Never raises."""
         try:
             response = _Response()
             body = b"".join(self._app(environ, response))
             protocol.response_bytes(response.status, response.headers, body)
-        except BaseException as error:
-            _log.error("a request failed outside the app\n%s", stack_of(error))
+        except BaseException:
+            noted = {"request_id": environ.get("seqfraud.request_id")}
+            _log.exception("a request failed outside the app", extra=noted)
             protocol.response_bytes(500, [("content-type", "application/json")], _INTERNAL)
-            return 500
-        return response.status
+            return 500, len(_INTERNAL)
+        return response.status, len(body)
 
-    def _answer_logged(self, protocol: Any, environ: WSGIEnvironment) -> int:
+    def _answer_logged(self, protocol: Any, environ: WSGIEnvironment) -> None:
         start = time.perf_counter()
-        path = route_of(environ["PATH_INFO"])  # the app may quote it
-        status = self._answer_now(protocol, environ)
-        _access_log.info(
-            "%s %s %r %d %.3f ms",
-            environ["REMOTE_ADDR"],
-            environ["REQUEST_METHOD"],
-            path,
-            status,
-            (time.perf_counter() - start) * 1e3,
-        )
-        return status
+        status, sent = self._answer_now(protocol, environ)
+        assert self._access is not None
+        self._access(environ, status, sent, time.perf_counter() - start)
 
 
 class _Response:
@@ -296,14 +311,27 @@ def _bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _listen(listener: socket.socket, settings: ServerSettings) -> str:
+def _require_keys(listener: socket.socket, door: Door) -> None:
+    """Refuses to be open to all at an address that others reach; the one that is bound counts, whatever its name."""
+    if door.keys is not None or door.without_keys:
+        return
+    bound = listener.getsockname()[0]
+    address = ipaddress.ip_address(bound.partition("%")[0])
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+        raise ConfigError(
+            f"{bound} is reached by others, and there are no keys: make one with `seqfraud keys add --file keys.json "
+            "--role score` and start with --keys keys.json; or --without-keys lets everybody do everything"
+        )
+
+
+def _listen(listener: socket.socket, settings: ServerSettings, scheme: str) -> str:
     """The address in force. With SO_REUSEADDR two can be bound to one port; only one can listen."""
     try:
         listener.listen(settings.backlog)
     except OSError as error:
         raise _cannot_listen(settings, error) from error
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _cannot_listen(settings: ServerSettings, error: OSError) -> ConfigError:
@@ -318,6 +346,7 @@ def _start(
     gateway: _Gateway,
     listener: socket.socket,
     settings: ServerSettings,
+    tls: dict[str, Any],
     on_drained: Callable[[], None],
 ) -> Any:
     """Starts granian's threads; `set()` on what is returned lets them finish what they have."""
@@ -334,6 +363,7 @@ def _start(
         backpressure=settings.max_connections,
         http_mode="1",
         http1_opts=HTTP1Settings(header_read_timeout=int(settings.header_seconds * 1000)),
+        **tls,
     )
     loop = asyncio.new_event_loop()  # wanted by the signature, never run for WSGI
     stop = _granian.WorkerSignal()

@@ -11,7 +11,10 @@ from pathlib import Path
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
 from serve.decoding import InputSettings
+from serve.keys import KeySettings
+from serve.logs import LogSettings
 from serve.server import ServerSettings
+from serve.tls import TlsSettings
 
 __all__ = ["IdentifierSettings", "Settings", "load_settings"]
 
@@ -37,6 +40,9 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
     input: InputSettings = field(default_factory=InputSettings)
+    keys: KeySettings = field(default_factory=KeySettings)
+    tls: TlsSettings | None = None
+    log: LogSettings = field(default_factory=LogSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.files import replaced_file
-from serve.discretion import stack_of
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +234,7 @@ class Snapshotter:
                 try:
                     self._take(self._stopped.wait)
                 except Exception as error:  # it only saves time
-                    _log.error("no snapshot: %s", error if isinstance(error, OSError) else stack_of(error))
+                    _log.error("no snapshot: %s", error, exc_info=not isinstance(error, OSError))
 
     def stop(self) -> None:
         """Take no more; waits for one that is being taken."""

@@ -28,10 +28,11 @@ JSON = {"Content-Type": "application/json"}
 SCRIPT = textwrap.dedent(
     '''
     """Serves a fake service. Arguments: a folder for signs, then settings as JSON."""
-    import json, logging, os, sys, time
+    import json, os, sys, time
     from pathlib import Path
     from seqfraud.errors import ConfigError, RequestError
-    from serve.server import ServerSettings, serve_forever
+    from serve.logs import AccessLog, LogSettings, configure_logs
+    from serve.server import Door, ServerSettings, serve_forever
 
     signs = Path(sys.argv[1])
     settings = json.loads(sys.argv[2])
@@ -85,11 +86,11 @@ SCRIPT = textwrap.dedent(
             raise ConfigError("the bundle is broken")
         return Service()
 
-    if settings.get("log_access"):
-        logging.getLogger("serve.access").setLevel(logging.INFO)
-        logging.getLogger("serve.access").addHandler(logging.StreamHandler(sys.stdout))
+    door = Door()
+    if settings.pop("log_access", False):
+        door = Door(access=AccessLog(configure_logs(LogSettings(access=True), descriptor=1)))
     try:
-        sys.exit(serve_forever(make, ServerSettings(**settings)))
+        sys.exit(serve_forever(make, ServerSettings(**settings), door))
     except ConfigError as error:
         sys.exit(str(error))
     '''
@@ -270,7 +271,7 @@ def test_what_leaves_a_handler_by_force_is_a_500_and_the_next_is_served(start: S
     assert server.request("POST", "/v1/score", body=b"[1]") == (200, b"[1]")
     code, lines, err = server.stop()
     assert (code, lines) == (0, ["closed"])
-    assert "SystemExit" in err
+    assert "SystemExit: 3" in err
 
 
 def test_clients_that_do_not_send_their_body_hold_nothing_but_a_thread(start: Start) -> None:
@@ -378,8 +379,11 @@ def test_the_access_log_is_said_when_asked_for(start: Start) -> None:
     assert server.request("GET", "/v1/users/a%20b") == (200, b"{}")
     code, lines, _ = server.stop()
     assert code == 0
-    assert lines[0].startswith("127.0.0.1 POST '/v1/score' 200 ")
-    assert lines[1].startswith("127.0.0.1 GET '/v1/users/{user}' 200 ")
+    said = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(line["method"], line["route"], line["status"], line["bytes_out"]) for line in said] == [
+        ("POST", "/v1/score", 200, 3),
+        ("GET", "/v1/users/{user}", 200, 2),
+    ]
 
 
 class Gate:

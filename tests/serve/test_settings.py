@@ -2,14 +2,18 @@
 
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
 from serve.decoding import InputSettings
 from serve.settings import Settings, load_settings
+from serve.tls import TlsSettings
+
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "service.md"
 
 
 def test_without_a_file_the_defaults_hold():
@@ -34,6 +38,7 @@ def test_a_file_sets_a_section_and_leaves_the_rest(tmp_path: Path):
         ("[input]\nlatest_ahead = 5\n", "input.latest_ahead: expected a duration"),
         ('[input]\nearliest = "soon"\n', "input.earliest: 'soon' is not an ISO 8601 date"),
         ("[input]\nmax_labels = 0\n", "input: max_labels is 0; expected 1 or more"),
+        ('[log]\nformat = "xml"\n', "'xml' is not one of 'json', 'text'"),
     ],
 )
 def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
@@ -42,6 +47,21 @@ def test_an_error_names_what_is_wrong(tmp_path: Path, text: str, words: str):
     with pytest.raises(ConfigError, match=r"serve\.toml") as caught:
         load_settings(file)
     assert words in str(caught.value)
+
+
+def test_the_file_in_the_documentation_is_one_and_has_the_defaults():
+    text = DOCUMENTATION.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(\[server\].*?)```", text, re.DOTALL)
+    given = from_plain(Settings, tomllib.loads(block), "service.md")
+    assert (given.keys.file, given.tls) == ("keys.json", TlsSettings("tls.crt", "tls.key"))
+    assert replace(given, keys=replace(given.keys, file=""), tls=None) == Settings()
+
+
+def test_a_section_of_tls_needs_both_files(tmp_path: Path):
+    file = tmp_path / "serve.toml"
+    file.write_text('[tls]\ncertificate = "a"\n')
+    with pytest.raises(ConfigError, match=r"the key tls\.key is missing"):
+        load_settings(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
