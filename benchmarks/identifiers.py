@@ -56,7 +56,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest = drawn_bundle(Path(folder) / "bundle", parse_config(CARDS, "CARDS"), (), 0, 2.5).manifest
     decoders = {
-        name: TransactionDecoder(manifest, None if policy is None else Identifiers(manifest.schema, policy, bytes(32)))
+        name: TransactionDecoder(
+            manifest, identifiers=None if policy is None else Identifiers(manifest.schema, policy, bytes(32))
+        )
         for name, policy in POLICIES.items()
     }
     bodies = {name: body(user) for name, user in USERS.items()}
