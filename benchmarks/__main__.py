@@ -9,6 +9,7 @@ from benchmarks.processes import DATA, RESULTS, ROOT
 RUNS: dict[str, tuple[list[str], str | None]] = {
     "edge": (["benchmarks.edge"], None),
     "http_floor": (["benchmarks.http_floor"], None),
+    "identifiers": (["benchmarks.identifiers"], None),
     "journal": (["benchmarks.journal"], None),
     "preparation": (["benchmarks.preparation"], None),
     "restart": (["benchmarks.restart"], None),

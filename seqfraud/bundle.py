@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seqfraud.admission import MANIFEST_BYTES, check_manifest, parse_manifest, require_same
-from seqfraud.config import CleaningConfig, from_plain
+from seqfraud.config import CleaningConfig, IdentifiersConfig, from_plain
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError, ConfigError
 from seqfraud.files import replaced_file
@@ -84,6 +84,7 @@ class Manifest:
     versions: Mapping[str, str]
     parity: Parity
     cleaning: CleaningConfig = CleaningConfig()
+    identifiers: IdentifiersConfig = field(default_factory=IdentifiersConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the files and the id."""
@@ -94,6 +95,7 @@ class Manifest:
             "schema": self.schema.as_dict(),
             "label": asdict(self.label),
             "cleaning": asdict(self.cleaning),
+            "identifiers": asdict(self.identifiers),
             "context": asdict(self.context),
             "vocabularies": [asdict(v) for v in self.vocabularies],
             "graph": graph.as_dict(),
@@ -125,6 +127,7 @@ class Manifest:
         """Raises BundleError where something is missing or of the wrong form."""
         try:
             context = raw["context"]
+            vocabularies = tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"])
             return Manifest(
                 kind=str(raw["kind"]),
                 schema=Schema.from_dict(raw["schema"]),
@@ -132,7 +135,7 @@ class Manifest:
                 context=ContextSpec(
                     tuple(context["columns"]), tuple(map(int, context["half_lives"])), int(context["label_delay"])
                 ),
-                vocabularies=tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"]),
+                vocabularies=vocabularies,
                 graph=GraphSpec.from_dict(raw["graph"]),
                 missing=tuple(raw["missing"]),
                 calibration=raw["calibration"],
@@ -147,6 +150,7 @@ class Manifest:
                     raw["parity"]["measured"],
                 ),
                 cleaning=from_plain(CleaningConfig, dict(raw["cleaning"]), "manifest", "cleaning."),
+                identifiers=from_plain(IdentifiersConfig, dict(raw["identifiers"]), "manifest", "identifiers."),
             )
         except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise BundleError(f"manifest: not readable: {type(error).__name__}: {error}") from error

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from seqfraud.bundle import LabelSource
-from seqfraud.config import CleaningConfig
+from seqfraud.config import CleaningConfig, IdentifiersConfig
 from seqfraud.context import ContextSpec
 from seqfraud.policy import Decision, Thresholds
 from seqfraud.schema import Schema
@@ -67,6 +67,7 @@ class ModelInForce(msgspec.Struct):
     schema: Schema
     label: LabelSource
     cleaning: CleaningConfig
+    identifiers: IdentifiersConfig
     context: ContextSpec
     thresholds: Thresholds
     metrics: dict[str, Any]

@@ -21,6 +21,9 @@ StateOption = Annotated[Path, typer.Option(help="The service's state folder; mad
 DataArgument = Annotated[Path, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="DATA")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Promise = Literal["process", "disk"]
+KeyOption = Annotated[
+    Path | None, typer.Option("--identifier-key", help="File of the key that identifiers are hashed with.")
+]
 LogFormat = Literal["json", "text"]
 LISTED = ("id", "roles", "created", "expires", "revoked", "note")
 Section = TypeVar("Section")
@@ -36,19 +39,25 @@ def score(
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1)] = 2,
     trusted: TrustedKeysOption = None,
+    identifier_key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Score in arrival order: transaction_id, fraud_probability, is_fraud, decision.
 
     Rows of a file that repeat an id count once, as the service would have it. With --state everything that a service
-    accepted is scored again from its journal, which must give what it answered; the service may be running.
+    accepted is scored again from its journal, which must give what it answered; the service may be running. With
+    --identifier-key the ids of a file are those of the service that has this key, else the file's own.
 
     Example: seqfraud score bundle transactions.parquet --out scores.parquet
     """
     from seqfraud.bulk import read_with_report, score_table, write_scores
+    from seqfraud.identifiers import Identifiers, read_key
 
     if (data is None) == (state is None):
         raise ConfigError("score: expected a file or --state, one of them")
+    if state is not None and identifier_key is not None:
+        raise ConfigError("--identifier-key: what a journal holds is hashed already")
+    key = None if identifier_key is None else read_key(identifier_key)
     opened = open_bundle(bundle, trusted_keys(trusted))
     summary: dict[str, Any] = {"model": opened.id}
     if state is not None:
@@ -61,7 +70,7 @@ def score(
         print_cleaning(summary["cleaning"])
         with bar("scoring", len(table)) as progress:
             probability = score_table(opened, table, threads, progress.advance)
-        ids = table.id_texts()
+        ids = Identifiers(table.schema, opened.manifest.identifiers, key).table(table).id_texts()
     flagged = write_scores(out, ids, probability, opened.manifest.thresholds)
     if json:
         print_json({**summary, "rows": len(ids), "is_fraud": flagged, "out": str(out)})
@@ -75,6 +84,7 @@ def load(
     state: StateOption,
     until: TimeOption = None,
     trusted: TrustedKeysOption = None,
+    identifier_key: KeyOption = None,
     settings: SettingsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -87,13 +97,17 @@ def load(
     from serve.service import Service
     from serve.settings import load_settings
 
-    inputs = load_settings(settings).input
+    chosen = load_settings(settings)
+    key = chosen.identifiers.key_file(identifier_key)
     end = instant("--until", until)
     opened = open_bundle(bundle, trusted_keys(trusted))
     table, cleaning = read_with_report(opened, data)
     print_cleaning(cleaning)
     rows = len(table) if end is None else int((table.time < end).sum())
-    with Service(opened, state, inputs=inputs) as service, bar("loading", rows) as progress:
+    with (
+        Service(opened, state, inputs=chosen.input, identifier_key=key) as service,
+        bar("loading", rows) as progress,
+    ):
         done = load_table(service, table, end, progress.advance)
     if json:
         print_json({**vars(done), "model": opened.id})
@@ -120,6 +134,7 @@ def serve(
         float, typer.Option(help="Seconds between snapshots, if some thousand records came.", min=0.01)
     ] = 300.0,
     trusted: TrustedKeysOption = None,
+    identifier_key: KeyOption = None,
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
@@ -146,6 +161,7 @@ def serve(
     )
     signers = given.bundle.trusted_keys if trusted is None else str(trusted)
     opened = open_bundle(bundle, trusted_keys(None if signers is None else Path(signers)))
+    key = given.identifiers.key_file(identifier_key)
 
     def make_service() -> Service:
         return Service(
@@ -155,6 +171,7 @@ def serve(
             snapshot_every=snapshot_seconds,
             inputs=given.input,
             fallback=given.fallback,
+            identifier_key=key,
         )
 
     code = serve_forever(make_service, server, door)
@@ -238,15 +255,19 @@ def replay(
     limit: Annotated[int | None, typer.Option(help="Transactions at most.", min=1)] = None,
     against: Annotated[Path | None, typer.Option(help="Scores written by `seqfraud score` to compare with.")] = None,
     tolerance: Annotated[float, typer.Option(help="Largest difference of a probability that passes.")] = 1e-5,
+    identifier_key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Stream a file through a running service in arrival order, labels interleaved when they become known.
+
+    --identifier-key belongs here where `seqfraud score` had it; the service is asked for ids that depend on its key.
 
     Example: seqfraud replay data.parquet --url http://127.0.0.1:8000 --since 2018-08-08 --against scores.parquet
     """
     from seqfraud.bulk import read_for
     from seqfraud.bundle import LabelSource
-    from seqfraud.config import CleaningConfig
+    from seqfraud.config import CleaningConfig, IdentifiersConfig
+    from seqfraud.identifiers import read_key
     from seqfraud.schema import Schema
     from serve.keys import key_from
     from serve.replay import Client
@@ -259,12 +280,15 @@ def replay(
         raise RunError(f"--url: {url}/v1/model answered {status} and no model; is this a seqfraud service?")
     label, delay = LabelSource(**model["label"]), int(model["context"]["label_delay"])
     policy = CleaningConfig(**model["cleaning"])
+    identifiers = IdentifiersConfig(**model.get("identifiers", {"default": "keep"}))
+    key = None if identifier_key is None else read_key(identifier_key)
     table = read_for(Schema.from_dict(model["schema"]), label, delay, policy, data)[0]
     rows = int(((table.time >= (begin or table.time[0])) & (table.time < (end or table.time[-1] + 1))).sum())
     with bar("replaying", min(rows, limit or rows)) as progress:
         done = replay_table(
-            client, table, delay, since=begin, until=end, limit=limit, rate=rate, progress=progress.advance
-        )
+            client, table, delay, identifiers, key,
+            since=begin, until=end, limit=limit, rate=rate, progress=progress.advance,
+        )  # fmt: skip
     summary = {
         "model": model["model"],
         "transactions": len(done.seconds),

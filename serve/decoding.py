@@ -29,6 +29,7 @@ from seqfraud.canonical import (
 )
 from seqfraud.config import DAY_MS, Duration, Instant, TimeUnit, format_instant
 from seqfraud.errors import RequestError
+from seqfraud.identifiers import Identifiers
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import UNSEEN
 from serve.records import TransactionRecord
@@ -145,9 +146,10 @@ class Limits:
 
 @dataclass(slots=True, frozen=True)
 class Transaction:
-    """One decoded transaction.
+    """One decoded transaction, identifiers as they are stored.
 
     Attributes:
+        shown_id: the id as the client sent it, for the answer.
         raw: JSON of the declared fields, as the journal keeps it.
         numbers: schema.numbers, NaN where missing.
         categories: C vocabulary ids.
@@ -156,6 +158,7 @@ class Transaction:
     """
 
     id: str
+    shown_id: str
     user: str
     time: int
     numbers: list[float]
@@ -173,7 +176,10 @@ class TransactionDecoder:
     422 that names it, and so is a name that stands twice; malformed JSON is a RequestError 400.
     """
 
-    def __init__(self, manifest: Manifest, limits: Limits | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, limits: Limits | None = None, identifiers: Identifiers | None = None
+    ) -> None:
+        """With `identifiers` what is decoded is hashed by them; what was stored needs none."""
         self.limits = limits or Limits()
         schema = manifest.schema
         self._schema = schema
@@ -199,6 +205,10 @@ class TransactionDecoder:
             (schema.texts.index(c), None) for c in schema.context
         ]
         self._entities = plain + [(schema.texts.index(c), network_of) for c in schema.ip]
+        hide = identifiers or Identifiers(schema, manifest.identifiers, None)
+        named = enumerate((schema.user, *schema.texts), start=-1)
+        self._hashing = [(get[c], i, hide.shortest(c), f) for i, c in named if (f := hide.of(c)) is not None]
+        self._hash_id = None if schema.transaction is None else hide.of(schema.transaction)
         self._amount = None if schema.amount is None else schema.numbers.index(schema.amount)
         self._named_texts = (schema.transaction or "", schema.user, *schema.texts)
         columns = (*schema.numbers, *(() if schema.time_unit == "iso" else (schema.time,)))
@@ -272,17 +282,23 @@ class TransactionDecoder:
         numbers = [math.nan if (x := getattr(row, name)) is None else x for name in self._numbers]
         texts = [None if (x := getattr(row, name)) is None or x == "" else canonical_text(x) for name in self._texts]
         if record is None:
-            content = content_digest(user, time, numbers, texts)
             own_id = None if self._id is None else text_of(getattr(row, self._id), self._named_texts[0])
-            identity = content.hex() if own_id is None else own_id
             self.limits.check_texts((own_id, user, *texts), self._named_texts)
             self.limits.check_time(time, seen, self._schema.time)
+            user = self._hash(row, user, texts)
+            content = content_digest(user, time, numbers, texts)
+            identity = shown = content.hex() if own_id is None else own_id
+            if self._id is not None and self._hash_id is not None:
+                identity = self._hash_id(shown)
+                setattr(row, self._id, identity)
             raw = self._encode(row)
         else:
-            identity, content, raw = record.id, record.content, record.raw
+            identity = shown = record.id
+            content, raw = record.content, record.raw
         amount = 0.0 if self._amount is None else numbers[self._amount]
         return Transaction(
             id=identity,
+            shown_id=shown,
             user=user,
             time=time,
             numbers=numbers,
@@ -292,6 +308,19 @@ class TransactionDecoder:
             content=content,
             raw=raw,
         )
+
+    def _hash(self, row: Any, user: str, texts: list[str | None]) -> str:
+        """Put the stored forms of identifiers into a row and its texts; the user's is returned."""
+        stored_user = user
+        for name, i, shortest, hashed in self._hashing:
+            text = user if i < 0 else texts[i]
+            if text is not None and len(text) >= shortest and (stored := hashed(text)) is not text:
+                setattr(row, name, stored)
+                if i < 0:
+                    stored_user = stored
+                else:
+                    texts[i] = stored
+        return stored_user
 
     def _time_of(self, value: str | int | float) -> int:
         column, unit = self._schema.time, self._schema.time_unit

@@ -22,12 +22,14 @@ import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
+from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.answers import Answer
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
+from serve.identity import open_identifiers
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
@@ -90,6 +92,7 @@ class Service:
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
         fallback: FallbackSettings = REFUSE,
+        identifier_key: Path | None = None,
         inputs: InputSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
@@ -102,6 +105,8 @@ class Service:
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
             fallback: what is answered while the model or the journal cannot.
+            identifier_key: file of the key that identifiers are hashed with; None: one in the state folder, which is
+                made if no record was hashed yet.
             inputs: limits of what a client may send, `[input]`; its defaults where None.
         """
         self.bundle = bundle
@@ -110,7 +115,6 @@ class Service:
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
         self._limits = Limits(inputs)
-        self.decoder = TransactionDecoder(manifest, self._limits)
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
@@ -139,6 +143,8 @@ class Service:
                 self._journal.set_meta(FIELDS, ",".join(manifest.schema.fields))
             else:
                 require_fields(seen, bundle, state)
+            self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
+            self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
             opened.pop_all()
         self._snapshotter = (
@@ -301,7 +307,7 @@ class Service:
             late = slot is not None and self._users.is_late(slot, transaction.time)
         decision, limit = self._fallback.decide(self.decoder.amount_of(transaction))
         return Answer(
-            transaction_id=transaction.id,
+            transaction_id=transaction.shown_id,
             fraud_probability=None,
             is_fraud=decision == "decline",
             decision=decision,
@@ -360,28 +366,32 @@ class Service:
             raise
         scored.commit()
         self._memory.settle(seq, transaction, rows)
+        answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
 
     def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
-        """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root."""
+        """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
+
+        Of those only the type is kept: words that are not ours may quote a value, and this goes to the log.
+        """
         try:
             return self._score(transaction, context)
         except SeqfraudError:
             raise
         except Exception as error:
-            raise ModelError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.300}") from error
+            raise ModelError(type(error).__name__) from error
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
             raise RequestError(
                 409,
                 "conflict",
-                f"transaction {transaction.id!r:.80} was scored before with other content",
+                "a transaction of this id was scored before with other content",
                 self.bundle.manifest.schema.transaction or "",
             )
         answer = msgspec.json.decode(known.answer, type=Answer)
-        answer.duplicate = True
+        answer.transaction_id, answer.duplicate = transaction.shown_id, True
         return answer
 
     def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
@@ -466,6 +476,16 @@ class Service:
 
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
+        column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
+        labels = [
+            SaidLabel(
+                hidden.named(column, said.transaction_id),
+                said.is_fraud,
+                said.known_at,
+                hidden.without_cards(said.source),
+            )
+            for said in labels
+        ]
         with self._lock:
             self._require_ready()
             try:
@@ -509,18 +529,24 @@ class Service:
 
     def transaction(self, transaction_id: str) -> bytes:
         """The answer as it was given. Raises RequestError 404."""
+        stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
-            record = self._journal.transaction(transaction_id)
+            record = self._journal.transaction(stored)
         if record is None:
-            raise RequestError(404, "unknown_transaction", f"no transaction {transaction_id!r:.80} was scored here")
-        return record.answer
+            raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
+        if stored == transaction_id:
+            return record.answer
+        answer = msgspec.json.decode(record.answer, type=Answer)
+        answer.transaction_id = transaction_id
+        return self._encode(answer)
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
+        user = self._identifiers.named(self.bundle.manifest.schema.user, user)
         with self._lock, _readable():
             slot = self._users.slots.get(user)
             if slot is None or not self._users.accepted[slot]:
-                raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
+                raise RequestError(404, "unknown_user", "no transaction of this user was scored here")
             accepted = int(self._users.accepted[slot])
             records = self._journal.recent(user, 2 * self._users.window)
         events = [{"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records]
@@ -538,6 +564,7 @@ class Service:
                 "schema": manifest.schema.as_dict(),
                 "label": msgspec.to_builtins(manifest.label),
                 "cleaning": msgspec.to_builtins(manifest.cleaning),
+                "identifiers": msgspec.to_builtins(manifest.identifiers),
                 "context": msgspec.to_builtins(manifest.context),
                 "thresholds": manifest.thresholds.as_dict(),
                 "metrics": dict(manifest.metrics),
@@ -582,6 +609,11 @@ class Service:
     def journal(self) -> Journal:
         """For backfills that group records."""
         return self._journal
+
+    @property
+    def identifiers(self) -> Identifiers:
+        """What hashes identifiers here."""
+        return self._identifiers
 
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""

@@ -17,7 +17,21 @@ from serve.logs import LogSettings
 from serve.server import ServerSettings
 from serve.tls import TlsSettings
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["IdentifierSettings", "Settings", "load_settings"]
+
+
+@dataclass(frozen=True)
+class IdentifierSettings:
+    """How identifiers are hashed before they are stored; which ones are is the bundle's policy.
+
+    - key: file of the key; empty: `identifier.key` in the state folder, made at the first start.
+    """
+
+    key: str = ""
+
+    def key_file(self, option: Path | None) -> Path | None:
+        """The key's file, where the command's option or the settings name one."""
+        return option or (Path(self.key) if self.key else None)
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     bundle: BundleSettings = field(default_factory=BundleSettings)
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
+    identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
     input: InputSettings = field(default_factory=InputSettings)
 
 

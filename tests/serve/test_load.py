@@ -165,7 +165,7 @@ def test_a_row_that_is_refused_is_named_and_those_before_it_stay(cards, history,
         changed[5] += 1
         other = Transactions(**{**vars(history), "numbers": changed})
         before = memory_of(service)
-        with pytest.raises(RequestError, match=r"row 6: transaction '5' was scored before with other content"):
+        with pytest.raises(RequestError, match=r"row 6: a transaction of this id was scored before with other content"):
             load(service, other)
         assert memory_of(service) == before
     with Service(cards, tmp_path) as service:
