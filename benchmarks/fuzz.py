@@ -569,7 +569,7 @@ def drawn_bundles() -> Iterator[tuple[list[Bundle], Path]]:
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 where nothing was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz")
-    parser.add_argument("--decoder", type=int, default=700_000)
+    parser.add_argument("--decoder", type=int, default=700_000, help="counted in steps of 10,000")
     parser.add_argument("--app", type=int, default=250_000)
     parser.add_argument("--server", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
