@@ -232,6 +232,8 @@ def _identifier(quoted: str) -> str:
 
 def _answer_refusal(request: Any, response: Any, error: RequestError, params: object) -> None:
     response.status = falcon.get_http_status(error.status)
+    if error.retry_after is not None:
+        response.set_header("Retry-After", str(error.retry_after))
     response.data = _error_body(error.code, error.message, error.field)
 
 

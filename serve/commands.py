@@ -115,10 +115,16 @@ def serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("_granian").setLevel(logging.WARNING)
-    flags = {"host": host, "port": port, "log_access": access_log}
-    server = replace(load_settings(settings).server, **{k: v for k, v in flags.items() if v is not None})
+    flags: dict[str, Any] = {"host": host, "port": port, "log_access": access_log}
+    loaded = load_settings(settings)
+    server = replace(loaded.server, **{k: v for k, v in flags.items() if v is not None})
     opened = open_bundle(bundle)
-    code = serve_forever(lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds), server)
+    code = serve_forever(
+        lambda: Service(opened, state, promise=promise, snapshot_every=snapshot_seconds),
+        server,
+        loaded.overload,
+        loaded.limits,
+    )
     if code:
         raise typer.Exit(code)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.limits import LimitSettings
+from serve.overload import OverloadSettings
 from serve.server import ServerSettings
 
 __all__ = ["Settings", "load_settings"]
@@ -20,6 +22,8 @@ class Settings:
     """A whole settings file."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    overload: OverloadSettings = field(default_factory=OverloadSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -30,6 +30,8 @@ SCRIPT = textwrap.dedent(
     import json, logging, os, sys, time
     from pathlib import Path
     from seqfraud.errors import ConfigError, RequestError
+    from serve.limits import LimitSettings
+    from serve.overload import OverloadSettings
     from serve.server import ServerSettings, serve_forever
 
     signs = Path(sys.argv[1])
@@ -77,6 +79,8 @@ SCRIPT = textwrap.dedent(
             say("closed")
 
     broken = settings.pop("broken", False)
+    overload = OverloadSettings(**settings.pop("overload", {}))
+    limits = LimitSettings(**settings.pop("limits", {}))
 
     def make():
         say("making")
@@ -88,7 +92,7 @@ SCRIPT = textwrap.dedent(
         logging.getLogger("serve.access").setLevel(logging.INFO)
         logging.getLogger("serve.access").addHandler(logging.StreamHandler(sys.stdout))
     try:
-        sys.exit(serve_forever(make, ServerSettings(**settings)))
+        sys.exit(serve_forever(make, ServerSettings(**settings), overload, limits))
     except ConfigError as error:
         sys.exit(str(error))
     '''
