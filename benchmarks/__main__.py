@@ -9,6 +9,7 @@ from benchmarks.processes import DATA, RESULTS, ROOT
 RUNS: dict[str, tuple[list[str], str | None]] = {
     "http_floor": (["benchmarks.http_floor"], None),
     "journal": (["benchmarks.journal"], None),
+    "overload": (["benchmarks.overload"], None),
     "preparation": (["benchmarks.preparation"], None),
     "restart": (["benchmarks.restart"], None),
     "snapshot": (["benchmarks.snapshot"], None),
