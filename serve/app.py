@@ -17,6 +17,7 @@ import functools
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -28,6 +29,7 @@ from serve.decoding import TransactionDecoder
 from serve.description import Description
 from serve.hug_compat import falcon, hug
 from serve.keys import Keyring
+from serve.limits import RateLimiter
 from serve.openapi import ROLES
 from serve.pages import Page
 
@@ -96,14 +98,15 @@ def create_app(
     *,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     keys: Keyring | None = None,
+    limiter: RateLimiter | None = None,
 ) -> WSGIApplication:
     """The WSGI application over `service`. Two apps in one process share no routes.
 
-    Without `keys` everybody may do everything. What the application finds out about a request is in
+    Without `keys` everybody may do everything; `limiter` counts by key, or by address without. What the application finds out about a request is in
     its environ afterwards: `seqfraud.route` and `seqfraud.key`.
     """
     api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
-    route = functools.partial(_route, api, keys)
+    route = functools.partial(_route, api, keys, limiter)
     description = Description(max_body_bytes, keys_required=keys is not None)
 
     @route("POST", "/v1/score")
@@ -187,7 +190,9 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 
-def _route(api: Any, keys: Keyring | None, method: str, url: str) -> Callable[[_Handler], Callable[..., bytes | Page]]:
+def _route(
+    api: Any, keys: Keyring | None, limiter: RateLimiter | None, method: str, url: str
+) -> Callable[[_Handler], Callable[..., bytes | Page]]:
     """Declares a route for whoever has one of its roles."""
     roles = ROLES[method, url]
     accept = ("GET", "HEAD") if method == "GET" else method
@@ -199,6 +204,8 @@ def _route(api: Any, keys: Keyring | None, method: str, url: str) -> Callable[[_
             environ["seqfraud.route"] = url
             if keys is not None and roles:
                 keys.admit(environ, roles)
+            if limiter is not None and roles:
+                limiter.require(environ.get("seqfraud.key") or environ["REMOTE_ADDR"], time.monotonic())
             return handler(request, **params)
 
         answered: Callable[..., bytes | Page] = router(answer)
@@ -322,6 +329,8 @@ def _answer_refusal(request: Any, response: Any, error: RequestError, params: ob
     if error.status == 401:
         response.set_header("WWW-Authenticate", 'Bearer realm="seqfraud"')
     response.status = falcon.get_http_status(error.status)
+    if error.retry_after is not None:
+        response.set_header("Retry-After", str(error.retry_after))
     response.data = _error_body(error.code, error.message, error.field)
 
 

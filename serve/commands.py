@@ -174,7 +174,7 @@ def serve(
             identifier_key=key,
         )
 
-    code = serve_forever(make_service, server, door)
+    code = serve_forever(make_service, server, door, given.overload, given.limits)
     if code:
         raise typer.Exit(code)
 

@@ -133,6 +133,8 @@ class Service:
         """How many there were, by what failed."""
         self.before_waiting: Callable[[], None] = lambda: None
         """Called by a thread that is about to wait for the disk, so that others may be let in meanwhile."""
+        self.check_deadline: Callable[[], None] = lambda: None
+        """Called before anything is changed; raises RequestError where the request's time is over."""
         with ExitStack() as opened:
             self._folder_lock = lock_folder(state)
             opened.callback(self._folder_lock.release)
@@ -286,6 +288,7 @@ class Service:
         try:
             with self._lock:
                 self._require_ready()
+                self.check_deadline()
                 known = self._journal.transaction(transaction.id)
                 return self._score_new(transaction) if known is None else self._again(known, transaction)
         except JournalError as error:
@@ -488,6 +491,7 @@ class Service:
         ]
         with self._lock:
             self._require_ready()
+            self.check_deadline()
             try:
                 counts, records = self._store_labels(labels)
             except JournalError as error:

@@ -13,7 +13,9 @@ from seqfraud.errors import ConfigError
 from serve.decoding import InputSettings
 from serve.fallback import FallbackSettings
 from serve.keys import KeySettings
+from serve.limits import LimitSettings
 from serve.logs import LogSettings
+from serve.overload import OverloadSettings
 from serve.server import ServerSettings
 from serve.tls import TlsSettings
 
@@ -52,6 +54,8 @@ class Settings:
     keys: KeySettings = field(default_factory=KeySettings)
     tls: TlsSettings | None = None
     log: LogSettings = field(default_factory=LogSettings)
+    overload: OverloadSettings = field(default_factory=OverloadSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     bundle: BundleSettings = field(default_factory=BundleSettings)
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from seqfraud.errors import ConfigError
 
-__all__ = ["TlsSettings", "worker_options"]
+__all__ = ["TlsSettings", "own_client", "worker_options"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ def worker_options(settings: TlsSettings | None) -> dict[str, Any]:
         "ssl_key": str(Path(settings.key).resolve()),
         "ssl_protocol_min": f"tls{settings.minimum}",
     }
+
+
+def own_client() -> ssl.SSLContext:
+    """For the service's connections to itself, whatever name its certificate has."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _require_pair(settings: TlsSettings) -> None:

@@ -31,7 +31,9 @@ SCRIPT = textwrap.dedent(
     import json, os, sys, time
     from pathlib import Path
     from seqfraud.errors import ConfigError, RequestError
+    from serve.limits import LimitSettings
     from serve.logs import AccessLog, LogSettings, configure_logs
+    from serve.overload import OverloadSettings
     from serve.server import Door, ServerSettings, serve_forever
 
     signs = Path(sys.argv[1])
@@ -82,6 +84,8 @@ SCRIPT = textwrap.dedent(
             say("closed")
 
     broken = settings.pop("broken", False)
+    overload = OverloadSettings(**settings.pop("overload", {}))
+    limits = LimitSettings(**settings.pop("limits", {}))
 
     def make():
         say("making")
@@ -93,7 +97,7 @@ SCRIPT = textwrap.dedent(
     if settings.pop("log_access", False):
         door = Door(access=AccessLog(configure_logs(LogSettings(access=True), descriptor=1)))
     try:
-        sys.exit(serve_forever(make, ServerSettings(**settings), door))
+        sys.exit(serve_forever(make, ServerSettings(**settings), door, overload, limits))
     except ConfigError as error:
         sys.exit(str(error))
     '''
