@@ -21,6 +21,7 @@ from serve.keys import add_key, revoke_key
 from serve.replay import Client
 from serve.server import Door, ServerSettings, _bind, _require_keys
 from serve.tls import TlsSettings, worker_options
+from tests.serve.test_server import JSON
 
 LIMIT_S = 10.0
 ROW = {"id": 1, "user": "ann", "time": 1_600_000_000_000, "amount": 5, "kind": "a", "merchant": "m"}
@@ -36,7 +37,7 @@ def request(
     """Status, headers and decoded JSON."""
     connection = http.client.HTTPConnection(str(urlsplit(url).hostname), urlsplit(url).port, timeout=LIMIT_S)
     with contextlib.closing(connection):
-        connection.request(method, path, body=body, headers={} if key is None else {"X-API-Key": key})
+        connection.request(method, path, body=body, headers=JSON if key is None else JSON | {"X-API-Key": key})
         answer = connection.getresponse()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, json.loads(answer.read())
 

@@ -18,6 +18,7 @@ import pytest
 from serve.app import DEFAULT_MAX_BODY_BYTES
 from serve.keys import add_key
 from serve.server import ServerSettings
+from tests.serve.test_server import JSON
 
 CONF = Path(__file__).resolve().parents[2] / "docs" / "nginx.conf"
 LIMIT_S = 10.0
@@ -73,7 +74,7 @@ class Proxy:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         with contextlib.closing(self.connect()) as connection:
-            connection.request(method, path, body=body, headers=headers or {})
+            connection.request(method, path, body=body, headers=JSON | (headers or {}))
             answer = connection.getresponse()
             return answer.status, {n.lower(): v for n, v in answer.getheaders()}, answer.read()
 
@@ -136,7 +137,7 @@ def test_scores_go_through_it_over_tls_with_a_key_and_one_request_id(serve, prox
     with contextlib.closing(front.connect()) as connection:
         for n in range(20):
             row = json.dumps({**ROW, "id": f"a/b {n}", "time": ROW["time"] + n}).encode()  # type: ignore[operator]
-            connection.request("POST", "/v1/score", body=row, headers=headers)
+            connection.request("POST", "/v1/score", body=row, headers=JSON | headers)
             answer = connection.getresponse()
             assert answer.status == 200
             assert (json.loads(answer.read())["history"], answer.headers["x-request-id"]) == (n, "checkout-0001")

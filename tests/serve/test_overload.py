@@ -20,7 +20,7 @@ from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
 from serve.overload import HEAVY_BYTES, Admission, OverloadSettings, QueueClock
 from serve.service import Service
-from tests.serve.test_server import LIMIT_S, Server, Start, start, wait_until
+from tests.serve.test_server import JSON, LIMIT_S, Server, Start, start, wait_until
 
 __all__ = ["start"]
 
@@ -30,7 +30,7 @@ OVERLOADED = (503, "overloaded")
 def ask(server: Server, body: bytes = b"[1]", **headers: str) -> tuple[int, str, str | None]:
     """Status, code of the error, Retry-After."""
     with contextlib.closing(server.connect()) as connection:
-        connection.request("POST", "/v1/score", body, headers)
+        connection.request("POST", "/v1/score", body, JSON | headers)
         answer = connection.getresponse()
         content = json.loads(answer.read())
         code = content["error"]["code"] if isinstance(content, dict) and "error" in content else ""
@@ -58,7 +58,7 @@ def everything(connection: socket.socket) -> bytes:
 
 
 HALF_HEADER = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nConte"
-HALF_BODY = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n[1"
+HALF_BODY = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n[1"
 
 
 @pytest.mark.parametrize("said", [b"", HALF_HEADER, HALF_BODY], ids=["nothing", "half a header", "half a body"])
@@ -78,7 +78,11 @@ def test_more_silent_clients_than_threads_do_not_stall_the_others(start: Start, 
 def test_a_body_that_trickles_is_cut_off(start: Start) -> None:
     server = start(threads=2, overload={"body_seconds": 0.2}).started()
     stop = threading.Event()
-    (slow,) = held(server, 1, b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n[")
+    (slow,) = held(
+        server,
+        1,
+        b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n[",
+    )
 
     def trickle() -> None:
         with contextlib.suppress(OSError):
@@ -148,7 +152,11 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off(start: Start) -> Non
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.settimeout(LIMIT_S)
     deaf.connect(("127.0.0.1", server.port))
-    request = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    request = (
+        b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+        + body
+    )
     with contextlib.suppress(OSError):
         for _ in range(30):  # until the buffers of both sides are full, and then until it is cut off
             deaf.sendall(request)
