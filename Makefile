@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # with one thread a busy neighbour costs its share; with a thread per core OpenMP barriers wait for it (20 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test bench crash lint lock clean
+.PHONY: setup demo test bench crash fuzz lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ bench: setup
 # kill -9 under load, 200 times, then every answer compared with an offline run: about ten minutes
 crash: setup
 	$(BIN)/python -m benchmarks.crash --kills 200
+
+# a million generated bodies at the decoder, the app and a server process: about ten minutes
+fuzz: setup
+	$(BIN)/python -m benchmarks.fuzz --write
 
 lint: setup
 	$(BIN)/ruff check .

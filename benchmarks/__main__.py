@@ -7,8 +7,11 @@ import sys
 from benchmarks.processes import DATA, RESULTS, ROOT
 
 RUNS: dict[str, tuple[list[str], str | None]] = {
+    "edge": (["benchmarks.edge"], None),
     "http_floor": (["benchmarks.http_floor"], None),
+    "identifiers": (["benchmarks.identifiers"], None),
     "journal": (["benchmarks.journal"], None),
+    "overload": (["benchmarks.overload"], None),
     "preparation": (["benchmarks.preparation"], None),
     "restart": (["benchmarks.restart"], None),
     "snapshot": (["benchmarks.snapshot"], None),

@@ -158,6 +158,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         versions={},
         parity=Parity(1e-5, 1e-3, {}),
         cleaning=config.cleaning,
+        identifiers=config.identifiers,
     )
     folder.mkdir(parents=True)
     export_graphs(model, folder)

@@ -101,6 +101,7 @@ def manifest_of(run: Run) -> Manifest:
         thresholds=run.thresholds,
         serve=ServeDefaults(run.config.serve.window, run.config.serve.max_batch),
         cleaning=run.config.cleaning,
+        identifiers=run.config.identifiers,
         fingerprint=run.fingerprint,
         metrics={k: run.metrics[k] for k in ("validation", "test") if k in run.metrics},
         versions=versions(),

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from export.bundle import export_baseline, export_run, spans
+from seqfraud.bundle import sign_bundle
 from seqfraud.console import print_json
 from seqfraud.nn.checkpoint import load_run
+from seqfraud.signature import read_signing_key
 
 GRU = "gru"
 
@@ -18,14 +20,18 @@ def export(
     model: Annotated[
         str, typer.Option(help="gru, or a baseline without history that `seqfraud baselines` fitted.")
     ] = GRU,
+    sign: Annotated[Path | None, typer.Option(help="Private key to sign the bundle with; see seqfraud sign.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export a run to ONNX, verify it from disk in a fresh process, write the bundle or refuse.
 
     Example: seqfraud export runs/demo --out bundles/demo
     """
+    key = None if sign is None else read_signing_key(sign)
     trained = load_run(run)
     bundle = export_run(trained, out) if model == GRU else export_baseline(trained, model, out)
+    if key is not None:
+        sign_bundle(out, key)
     measured = bundle.manifest.parity.measured
     visited = measured["probabilities visited"]
     checks = {name: figures for name, figures in measured.items() if name != "probabilities visited"}

@@ -1,23 +1,30 @@
 """A bundle: a folder with two graphs, reference vectors and a manifest, identified by its content.
 
-`write_bundle` makes one under a temporary name, `open_bundle` checks sizes and hashes before onnxruntime sees a byte.
+`write_manifest` completes one, `open_bundle` refuses what is changed, foreign or hostile before onnxruntime sees a byte:
+sizes and hashes here, the manifest in `admission`, the graphs in `onnxfile`, who vouches for it in `signature`.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqfraud.config import CleaningConfig, from_plain
+from seqfraud.admission import MANIFEST_BYTES, check_manifest, parse_manifest, require_same
+from seqfraud.config import CleaningConfig, IdentifiersConfig, from_plain
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError, ConfigError
+from seqfraud.files import replaced_file
 from seqfraud.graph import GraphSpec
+from seqfraud.onnxfile import check_graph
 from seqfraud.policy import Thresholds
 from seqfraud.schema import Schema
+from seqfraud.signature import SIGNATURE, SIGNATURE_BYTES, SigningKey, TrustedKeys, require_signature
 from seqfraud.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -26,6 +33,10 @@ STEP = "step.onnx"
 REFERENCE = "reference.npz"
 MANIFEST = "manifest.json"
 FILES = (SEQUENCE, STEP, REFERENCE)
+FILE_BYTES = 64 * 1024**2
+"""Of one file; those of a GRU have a few hundred kB, a forest's a few MB."""
+CLOCK_FEATURES = 2
+"""That a row without a state has besides its inputs: the time of day and of week."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Manifest:
     versions: Mapping[str, str]
     parity: Parity
     cleaning: CleaningConfig = CleaningConfig()
+    identifiers: IdentifiersConfig = field(default_factory=IdentifiersConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the files and the id."""
@@ -83,6 +95,7 @@ class Manifest:
             "schema": self.schema.as_dict(),
             "label": asdict(self.label),
             "cleaning": asdict(self.cleaning),
+            "identifiers": asdict(self.identifiers),
             "context": asdict(self.context),
             "vocabularies": [asdict(v) for v in self.vocabularies],
             "graph": graph.as_dict(),
@@ -112,10 +125,9 @@ class Manifest:
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> "Manifest":
         """Raises BundleError where something is missing or of the wrong form."""
-        if raw.get("format") != FORMAT:
-            raise BundleError(f"manifest: format {raw.get('format')!r}; this version reads format {FORMAT}")
         try:
             context = raw["context"]
+            vocabularies = tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"])
             return Manifest(
                 kind=str(raw["kind"]),
                 schema=Schema.from_dict(raw["schema"]),
@@ -123,7 +135,7 @@ class Manifest:
                 context=ContextSpec(
                     tuple(context["columns"]), tuple(map(int, context["half_lives"])), int(context["label_delay"])
                 ),
-                vocabularies=tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"]),
+                vocabularies=vocabularies,
                 graph=GraphSpec.from_dict(raw["graph"]),
                 missing=tuple(raw["missing"]),
                 calibration=raw["calibration"],
@@ -138,28 +150,26 @@ class Manifest:
                     raw["parity"]["measured"],
                 ),
                 cleaning=from_plain(CleaningConfig, dict(raw["cleaning"]), "manifest", "cleaning."),
+                identifiers=from_plain(IdentifiersConfig, dict(raw["identifiers"]), "manifest", "identifiers."),
             )
-        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise BundleError(f"manifest: not readable: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files have the hashes that its manifest says."""
+    """A bundle that was checked. Its graphs and reference are the bytes that were hashed, whatever the disk holds now."""
 
     path: Path
     id: str
     manifest: Manifest
-
-    @cached_property
-    def sequence(self) -> Path:
-        """The file of the sequence graph."""
-        return self.path / SEQUENCE
-
-    @cached_property
-    def step(self) -> Path:
-        """The file of the step graph."""
-        return self.path / STEP
+    sequence: bytes = field(repr=False)
+    step: bytes = field(repr=False)
+    reference: bytes = field(repr=False)
+    manifest_file: bytes = field(repr=False)
+    """What a signature is over."""
+    signed_by: str | None = None
+    """Id of the trusted key that signed it; None where no signature was asked for."""
 
 
 def file_digest(path: Path) -> str:
@@ -188,32 +198,123 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
     return bundle_id
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Read the manifest and check every file against it. Raises BundleError."""
+def open_bundle(path: Path, trusted: TrustedKeys | None = None) -> Bundle:
+    """Read a bundle, each file once, and refuse what export would not write; changes nothing and runs nothing.
+
+    Args:
+        path: the folder. What it holds besides the bundle's files is never looked at.
+        trusted: whose signature is asked for; None: nobody's.
+
+    Raises:
+        BundleError: in one line, what is wrong where.
+    """
     if not path.is_dir():
         raise BundleError(f"{path}: no such bundle; expected a folder written by `seqfraud export`")
     try:
-        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{path}: there is no {MANIFEST}") from error
-    except ValueError as error:
-        raise BundleError(f"{path}: {MANIFEST} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise BundleError(f"{path}: {MANIFEST} is not a JSON object")
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return _open(path, folder, trusted)
+        finally:
+            os.close(folder)
+    except (BundleError, OSError) as error:
+        words = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        # what is quoted from a bundle may hold anything
+        printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+        raise BundleError(f"{path}: {printable:.600}") from error
+
+
+def _open(path: Path, folder: int, trusted: TrustedKeys | None) -> Bundle:
+    """The bundle of an open folder: that it is renamed or replaced meanwhile mixes nothing."""
+    content = _read(folder, MANIFEST, MANIFEST_BYTES)
+    if content is None:
+        raise BundleError(f"there is no {MANIFEST}")
+    signer = None
+    if trusted is not None:
+        signer = require_signature(content, _read(folder, SIGNATURE, SIGNATURE_BYTES), trusted)
+    raw = parse_manifest(content)
+    if raw.get("format") != FORMAT or isinstance(raw["format"], bool | float):
+        raise BundleError(f"manifest: format {raw.get('format')!r:.80}; this version reads format {FORMAT}")
     claimed = raw.pop("id", None)
-    manifest = Manifest.from_dict(raw)
-    files = raw.get("files")
-    if not isinstance(files, dict) or set(files) != set(FILES):
-        raise BundleError(f"{path}: the manifest lists the files {files!r:.200}; expected {', '.join(FILES)}")
-    for name in FILES:
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"{path}: {name} is missing")
-        if files[name] != file_entry(file):
-            raise BundleError(f"{path}: {name} is not the file the manifest describes (size or sha256 differs)")
     if claimed != content_id(raw):
-        raise BundleError(f"{path}: the manifest was changed: its id is {claimed!r}, its content's {content_id(raw)!r}")
-    return Bundle(path, str(claimed), manifest)
+        raise BundleError(f"the manifest was changed: its id is {claimed!r:.80}, its content's {content_id(raw)!r}")
+    files = raw.pop("files", None)
+    if not isinstance(files, dict) or set(files) != set(FILES):
+        raise BundleError(f"the manifest lists the files {files!r:.200}; expected {', '.join(FILES)}")
+    manifest = Manifest.from_dict(raw)
+    graph = manifest.graph
+    check_manifest(
+        manifest.schema,
+        manifest.context,
+        manifest.vocabularies,
+        graph,
+        manifest.missing,
+        manifest.serve.window,
+        manifest.serve.max_batch,
+    )
+    require_same(raw, manifest.as_dict())
+    contents = {name: _read_described(folder, name, files[name]) for name in FILES}
+    features = graph.numeric + graph.context + graph.categorical + CLOCK_FEATURES
+    inputs, outputs = [*graph.sequence_inputs(), *graph.state_inputs()], graph.state_outputs()
+    check_graph(contents[SEQUENCE], SEQUENCE, inputs, [*graph.sequence_outputs(), *outputs], features)
+    inputs = [*graph.step_inputs(), *graph.state_inputs()]
+    check_graph(contents[STEP], STEP, inputs, [*graph.step_outputs(), *outputs], features)
+    return Bundle(
+        path,
+        str(claimed),
+        manifest,
+        sequence=contents[SEQUENCE],
+        step=contents[STEP],
+        reference=contents[REFERENCE],
+        manifest_file=content,
+        signed_by=signer,
+    )
+
+
+def _read_described(folder: int, name: str, described: Any) -> bytes:
+    content = _read(folder, name, FILE_BYTES)
+    if content is None:
+        raise BundleError(f"{name} is missing")
+    if described != {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}:
+        raise BundleError(f"{name} is not the file the manifest describes (size or sha256 differs)")
+    return content
+
+
+def _read(folder: int, name: str, limit: int) -> bytes | None:
+    """A file of an open folder, read once; None where it is not there. No link is followed and no device waited for."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        words = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
+        raise BundleError(f"{name} {words}; expected a file in the folder itself") from error
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise BundleError(f"{name} is not a file")
+        if about.st_size > limit:
+            raise BundleError(f"{name} has {about.st_size:,} bytes; at most {limit:,}")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > limit:
+        raise BundleError(f"{name} has more than {limit:,} bytes")
+    return content
+
+
+def sign_bundle(path: Path, key: SigningKey) -> str:
+    """Check a bundle and add a key's signature to its manifest.sig; the key's id. Raises BundleError.
+
+    What the same key signed before is replaced; the lines of other keys stay.
+    """
+    identity, line = key.sign(open_bundle(path).manifest_file)
+    file = path / SIGNATURE
+    before = [x.split() for x in file.read_text("ascii", "replace").splitlines()] if file.is_file() else []
+    others = [" ".join(words) + "\n" for words in before if len(words) == 3 and words[1] != identity]
+    with replaced_file(file) as temporary:
+        temporary.write_text("".join([*others, line]), encoding="ascii")
+    return identity
 
 
 def put_in_place(temporary: Path, final: Path) -> None:

@@ -13,6 +13,9 @@ from decimal import Decimal
 
 from seqfraud.config import TimeUnit, format_instant, instant_ms
 
+HASHED_PREFIX = "hmac:"
+"""How the stored form of a hashed identifier begins (`seqfraud.identifiers`)."""
+
 IPV4_PREFIX = 24
 IPV6_PREFIX = 48
 
@@ -55,8 +58,10 @@ def canonical_text(value: object) -> str:
 def network_of(text: str) -> str | None:
     """The network an IP address belongs to (/24 or /48), which stands for the address as a context entity.
 
-    None where the text is no IP address.
+    None where the text is no IP address. Of a hashed address it is the hash that the address carries.
     """
+    if text.startswith(HASHED_PREFIX):
+        return text.partition("/")[2] or None
     try:
         address = ipaddress.ip_address(text.strip())
     except ValueError:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from seqfraud.canonical import LARGEST_NUMBER, TIME_WORDS, network_of
 from seqfraud.config import CleaningConfig, duration_words
 from seqfraud.errors import DataError
+from seqfraud.identifiers import looks_like_card
 from seqfraud.reading import BEYOND, EXAMPLES, Problem
 from seqfraud.table import MISSING, Coded, Transactions
 
@@ -196,8 +197,12 @@ def _note_addresses(table: Transactions, report: CleaningReport) -> None:
         no_address = np.array([network_of(text) is None for text in texts.values] + [False])
         rows = no_address[texts.codes]
         if rows.any():
-            examples = _examples(rows, table, lambda i, texts=texts: repr(texts.values[texts.codes[i]]))  # type: ignore[misc]
+            examples = _examples(rows, table, lambda i, texts=texts: _shown(texts.values[texts.codes[i]]))  # type: ignore[misc]
             report.add(Problem("not an IP address", column, rows, examples), "kept without a network")
+
+
+def _shown(text: str) -> str:
+    return "(looks like a card number)" if looks_like_card(text) else repr(text)
 
 
 def _without_repetitions(table: Transactions, policy: CleaningConfig, report: CleaningReport) -> Transactions:

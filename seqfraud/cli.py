@@ -33,9 +33,11 @@ COMMANDS = {
     "baselines": Command("training.commands", "baselines", "Models without a sequence on the same rows, compared."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),
     "verify": Command("seqfraud.commands", "verify", "Every check of a bundle that needs no torch."),
+    "sign": Command("seqfraud.commands", "sign", "Sign a bundle, so that services can ask for the signature."),
     "score": Command("serve.commands", "score", "Score a file, or a journal, in arrival order."),
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),
+    "keys": Command("serve.commands", "keys", "Make, list and revoke the service's API keys."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
 }

@@ -26,6 +26,9 @@ WEEK_MS = 7 * DAY_MS
 
 TimeUnit = Literal["iso", "s", "ms"]
 
+Treatment = Literal["cards", "hash", "keep"]
+"""What becomes of an identifier before it is stored: hashed where it looks like a card number, always, never."""
+
 _UNITS = {"ms": 1, "s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
 
@@ -196,6 +199,16 @@ class DecisionConfig:
 
 
 @dataclass(frozen=True)
+class IdentifiersConfig:
+    """What the service stores of users, entities and other texts; `seqfraud.identifiers` says how."""
+
+    default: Treatment = "cards"
+    """For every column of texts but the transaction id, which is kept."""
+    columns: dict[str, Treatment] = field(default_factory=dict)
+    """For single columns, the transaction id included."""
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """Defaults of the service for bundles of this configuration."""
 
@@ -216,6 +229,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
+    identifiers: IdentifiersConfig = field(default_factory=IdentifiersConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
 
@@ -282,6 +296,8 @@ def _cast(hint: Any, value: Any, source: str, name: str) -> Any:
         if value in allowed and isinstance(value, str):
             return value
         raise ValueError(f"{value!r} is not one of {', '.join(repr(a) for a in allowed)}")
+    if origin is dict:
+        return _cast_mapping(typing.get_args(hint)[1], value, source, name)
     if origin is tuple:
         return _cast_tuple(typing.get_args(hint), value, source, name)
     if dataclasses.is_dataclass(hint):
@@ -311,6 +327,12 @@ def _cast_tuple(inner: tuple[Any, ...], value: Any, source: str, name: str) -> t
     if len(value) != len(inner):
         raise ValueError(f"expected a list of {len(inner)}, got {value!r}")
     return tuple(_cast(hint, item, source, name) for hint, item in zip(inner, value, strict=True))
+
+
+def _cast_mapping(inner: Any, value: Any, source: str, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table, such as {{ COLUMN = ... }}, got {value!r}")
+    return {key: _convert(inner, item, source, f"{name}.{key}") for key, item in value.items()}
 
 
 def _cast_scalar(hint: Any, value: Any) -> Any:
@@ -387,6 +409,7 @@ def _check(config: Config, source: str) -> None:
         everywhere = (*columns, *features.categorical, *features.context, *features.ip)
         if label is not None and label in everywhere:
             raise ConfigError(f"{source}: features: {label!r} is data.{key}; the answer cannot be an input")
+    _check_identifiers(config, source)
     if split is not None:
         validation_start = split.train_end - split.validation
         if split.train_start is not None and split.train_start >= validation_start:
@@ -398,3 +421,25 @@ def _check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: split.test_start is before split.train_end")
         if split.test_end is not None and split.test_end <= (split.test_start or split.train_end):
             raise ConfigError(f"{source}: split.test_end is not after split.test_start")
+
+
+def _check_identifiers(config: Config, source: str) -> None:
+    data, features, policy = config.data, config.features, config.identifiers
+    texts = (data.user, data.transaction, *features.categorical, *features.context, *features.ip)
+    known = dict.fromkeys(column for column in texts if column is not None)
+    for column in policy.columns:
+        if column not in known:
+            near = difflib.get_close_matches(column, known, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"{source}: identifiers.columns: {column!r} is no column of users, ids, entities or categories; "
+                f"the nearest is {near[0]!r}"
+            )
+    everything = {column for column, treatment in policy.columns.items() if treatment == "hash"}
+    if policy.default == "hash" and data.user not in policy.columns:
+        everything.add(data.user)
+    in_bundle = sorted(everything & set(features.categorical))
+    if in_bundle:
+        raise ConfigError(
+            f'{source}: identifiers: {in_bundle[0]!r} cannot be "hash": it is categorical, and the values of such a '
+            'column are in the bundle as they are; take it out of features.categorical, or say "cards" or "keep"'
+        )

@@ -33,14 +33,20 @@ class JournalError(SeqfraudError):
     """The journal cannot store or read something now; nothing was changed by it."""
 
 
+class ModelError(SeqfraudError):
+    """The graphs cannot answer now: one failed, or gave no probability; nothing was changed by it."""
+
+
 class RequestError(SeqfraudError):
     """A request that the service refuses; nothing was changed by it.
 
-    `status` is the HTTP status, `code` a stable word for programs, `field` the offending field or "".
+    `status` is the HTTP status, `code` a stable word for programs, `field` the offending field or "", `retry_after` the
+    seconds after which asking again makes sense, where that is known.
     """
 
-    def __init__(self, status: int, code: str, message: str, field: str = "") -> None:
+    def __init__(self, status: int, code: str, message: str, field: str = "", retry_after: int | None = None) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
         self.status = status
         self.code = code
         self.message = message

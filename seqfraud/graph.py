@@ -6,14 +6,16 @@ H hidden units, G places (pairs of latitude and longitude).
 A state `x` comes in as `x` and goes out as `x_next`. Inputs of width 0 do not exist.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from seqfraud.context import NEVER, ContextSpec
+from seqfraud.errors import BundleError
 from seqfraud.schema import Schema
 
 NEXT = "_next"
@@ -139,3 +141,48 @@ def gru_graph(schema: Schema, context: ContextSpec, layers: int, hidden: int) ->
     if schema.geo:
         states.append(StateSpec("last_place", "float32", ("B", 2 * len(schema.geo)), 0.0))
     return GraphSpec(len(schema.numeric_inputs), len(schema.categorical), context.width, tuple(states))
+
+
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+class SeenTensor(Protocol):
+    """An input or output as a graph's file, or a session over it, says."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def type(self) -> str:
+        """Such as tensor(float)."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """A number where an axis is fixed, a name or None where it is dynamic."""
+
+
+def check_tensors(name: str, side: str, specs: Iterable[TensorSpec], tensors: Iterable[SeenTensor]) -> None:
+    """Names, types and axes of a graph's inputs or outputs (`side`) against the specification. Raises BundleError."""
+    seen = {tensor.name: tensor for tensor in tensors}
+    wanted = {spec.name: spec for spec in specs}
+    if seen.keys() != wanted.keys():
+        raise BundleError(f"{name}: {side}s are {sorted(seen)}, the manifest says {sorted(wanted)}")
+    for spec in wanted.values():
+        tensor = seen[spec.name]
+        if _TYPES.get(tensor.type) != spec.dtype:
+            raise BundleError(f"{name}: {side} {spec.name} has type {tensor.type}, expected {spec.dtype}")
+        shape = list(tensor.shape)
+        fits = len(shape) == len(spec.axes) and all(
+            not isinstance(axis, int) or not isinstance(size, int) or size == axis
+            for axis, size in zip(spec.axes, shape, strict=False)
+        )
+        frozen = [
+            axis
+            for axis, size in zip(spec.axes, shape, strict=False)
+            if isinstance(axis, str) and isinstance(size, int)
+        ]
+        if side == "input" and frozen:
+            raise BundleError(f"{name}: the axis {frozen[0]} of input {spec.name} is frozen at {shape}")
+        if not fits:
+            raise BundleError(f"{name}: {side} {spec.name} has shape {shape}, expected {list(spec.axes)}")

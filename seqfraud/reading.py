@@ -214,12 +214,18 @@ def csv_error(file: Path, error: Exception, wanted: Sequence[str]) -> DataError:
             for i, cell in enumerate(table.column(name).to_pylist()):
                 try:
                     cell.decode()
-                except UnicodeDecodeError:
+                except UnicodeDecodeError as bad:  # the byte only: the cell may be somebody's identifier
                     return DataError(
-                        f"{file}: column {name!r}: row {i + 1} holds {cell!r:.80}, which is not UTF-8 text; "
-                        "save the file as UTF-8"
+                        f"{file}: column {name!r}: row {i + 1} holds the byte 0x{cell[bad.start]:02x}, which is not "
+                        "UTF-8 text; save the file as UTF-8"
                     )
-    return DataError(f"{file}: cannot be read as CSV: {_first_line(error):.200}")
+    return _not_csv(file, error)
+
+
+def _not_csv(file: Path, error: Exception) -> DataError:
+    before, between, after = _first_line(error).partition(" columns, got ")
+    words = before + between + after.partition(":")[0]  # Arrow goes on with the row, which may name somebody
+    return DataError(f"{file}: cannot be read as CSV: {words:.200}")
 
 
 def column_names(path: Path) -> list[str]:
@@ -254,7 +260,7 @@ def _csv_names(file: Path) -> list[str]:
             raise DataError(f"{file}: the file is UTF-16 text; save it as UTF-8") from error
         if not start or "Empty CSV" in str(error):
             raise DataError(f"{file}: the file is empty; expected a header and at least one row") from error
-        raise DataError(f"{file}: cannot be read as CSV: {_first_line(error):.200}") from error
+        raise _not_csv(file, error) from error
     for separator, words in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(names) == 1 and separator in names[0]:
             raise DataError(

@@ -1,7 +1,7 @@
 """The exported graphs under onnxruntime on the CPU."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,66 +9,57 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from seqfraud.errors import BundleError
-from seqfraud.graph import NEXT, GraphSpec, TensorSpec
+from seqfraud.graph import NEXT, GraphSpec, TensorSpec, check_tensors
 
 Array = npt.NDArray[Any]
 
-_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+GRAPH_MEMORY = 2 * 1024**3
+"""Bytes that all graphs of a process may hold, weights and results together; beyond it a call fails and nothing else."""
 
 
-def open_session(model: Path | bytes, threads: int = 1) -> ort.InferenceSession:
-    """A session with the thread count said; the default count stalls small calls. Raises BundleError."""
+@cache
+def _bounded_memory() -> None:
+    """Give onnxruntime one arena for all sessions: a small file may ask for any amount of memory when it runs."""
+    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(kind, ort.OrtArenaCfg({"max_mem": GRAPH_MEMORY}))
+
+
+def open_session(model: bytes, name: str = "the graph", threads: int = 1) -> ort.InferenceSession:
+    """A session with the thread count said; the default count stalls small calls. Raises BundleError.
+
+    Args:
+        model: a checked file's bytes, not its path: what is loaded is what was checked.
+        name: what a message calls it.
+    """
+    _bounded_memory()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
     try:
-        source = str(model) if isinstance(model, Path) else model
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common root
-        raise BundleError(f"onnxruntime cannot load {_name(model)}: {str(error).splitlines()[0]}") from error
-
-
-def _name(model: Path | bytes) -> str:
-    return model.name if isinstance(model, Path) else "the graph"
+        words = (str(error).splitlines() or ["no words"])[0]
+        raise BundleError(f"onnxruntime cannot load {name}: {words}") from error
 
 
 def check_signature(
     session: ort.InferenceSession, name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]
 ) -> None:
     """Names, types and axes of a graph against its specification. Raises BundleError."""
-    for side, specs, nodes in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
-        seen = {node.name: node for node in nodes}
-        wanted = {spec.name: spec for spec in specs}
-        if seen.keys() != wanted.keys():
-            raise BundleError(f"{name}: {side}s are {sorted(seen)}, the manifest says {sorted(wanted)}")
-        for spec in specs:
-            node = seen[spec.name]
-            if _TYPES.get(node.type) != spec.dtype:
-                raise BundleError(f"{name}: {side} {spec.name} has type {node.type}, expected {spec.dtype}")
-            shape = node.shape
-            fits = len(shape) == len(spec.axes) and all(
-                not isinstance(axis, int) or not isinstance(size, int) or size == axis
-                for axis, size in zip(spec.axes, shape, strict=False)
-            )
-            frozen = [
-                axis
-                for axis, size in zip(spec.axes, shape, strict=False)
-                if isinstance(axis, str) and isinstance(size, int)
-            ]
-            if side == "input" and frozen:
-                raise BundleError(f"{name}: the axis {frozen[0]} of input {spec.name} is frozen at {shape}")
-            if not fits:
-                raise BundleError(f"{name}: {side} {spec.name} has shape {shape}, expected {list(spec.axes)}")
+    check_tensors(name, "input", inputs, session.get_inputs())
+    check_tensors(name, "output", outputs, session.get_outputs())
 
 
 class SequenceGraph:
     """sequence.onnx: many events per call, for bulk scoring and for rebuilding a state."""
 
-    def __init__(self, model: Path | bytes, spec: GraphSpec, threads: int = 1) -> None:
+    def __init__(self, model: bytes, spec: GraphSpec, threads: int = 1) -> None:
         self.spec = spec
-        self.session = open_session(model, threads)
+        self.session = open_session(model, "sequence.onnx", threads)
         inputs = [*spec.sequence_inputs(), *spec.state_inputs()]
         outputs = [*spec.sequence_outputs(), *spec.state_outputs()]
         check_signature(self.session, "sequence.onnx", inputs, outputs)
@@ -82,9 +73,9 @@ class SequenceGraph:
 class StepGraph:
     """step.onnx: one event per user. `score_one` uses fixed buffers and binds them once."""
 
-    def __init__(self, model: Path | bytes, spec: GraphSpec) -> None:
+    def __init__(self, model: bytes, spec: GraphSpec) -> None:
         self.spec = spec
-        self.session = open_session(model)
+        self.session = open_session(model, "step.onnx")
         inputs = [*spec.step_inputs(), *spec.state_inputs()]
         outputs = [*spec.step_outputs(), *spec.state_outputs()]
         check_signature(self.session, "step.onnx", inputs, outputs)

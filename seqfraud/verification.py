@@ -5,9 +5,12 @@ graphs must give the same at other batch sizes and lengths than those they were 
 and all at once. Probabilities alone would let a wrong graph pass where they are near 0, so logits are compared too.
 """
 
+import io
 import json
+import math
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,36 +22,66 @@ from seqfraud.bundle import REFERENCE, Bundle, open_bundle
 from seqfraud.errors import BundleError, ParityError
 from seqfraud.graph import NEXT, GraphSpec
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states, next_states
+from seqfraud.signature import TrustedKeys
 
 PROBABILITY_TOLERANCE = 1e-5
 LOGIT_TOLERANCE = 1e-3
+REFERENCE_ARRAYS = 64
+REFERENCE_BYTES = 256 * 1024**2
+"""Unpacked; those of an export have a few MB."""
 Arrays = dict[str, npt.NDArray[Any]]
 Figures = dict[str, float]
 
 
-def load_cases(path: Path) -> dict[str, Arrays]:
-    """The reference cases by name: "ragged" and "long", each with inputs and the model's outputs (prefix `out.`)."""
+def load_cases(content: bytes) -> dict[str, Arrays]:
+    """The reference cases by name: "ragged" and "long", each with inputs and the model's outputs (prefix `out.`).
+
+    Nothing is unpacked before its size is known, and no array is made that is larger than what was unpacked.
+    """
     cases: dict[str, Arrays] = {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            for key in stored.files:
-                case, _, name = key.partition("/")
-                cases.setdefault(case, {})[name] = stored[key]
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: the reference vectors cannot be read: {error}") from error
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            unpacked = sum(member.file_size for member in members)
+            if len(members) > REFERENCE_ARRAYS or unpacked > REFERENCE_BYTES:
+                raise BundleError(
+                    f"{REFERENCE}: {len(members)} arrays of {unpacked:,} bytes in all; "
+                    f"at most {REFERENCE_ARRAYS} of {REFERENCE_BYTES:,}"
+                )
+            for member in members:
+                case, _, name = member.filename.removesuffix(".npy").partition("/")
+                cases.setdefault(case, {})[name] = _array(archive.read(member))
+    # zipfile has many ways to say that a file is not what it seems: RuntimeError where it asks for a password
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{REFERENCE}: the reference vectors cannot be read: {error}") from error
     if set(cases) != {"ragged", "long"}:
-        raise BundleError(f"{path}: holds the cases {sorted(cases)}, expected long and ragged")
+        raise BundleError(f"{REFERENCE}: holds the cases {sorted(cases)!r:.200}, expected long and ragged")
     return cases
 
 
-def verify_bundle(path: Path) -> dict[str, Figures]:
-    """Open a bundle, check its hashes and its graphs; returns the largest differences per check.
+def _array(content: bytes) -> npt.NDArray[Any]:
+    """An array from an .npy file; nothing is unpickled. Raises ValueError."""
+    stream = io.BytesIO(content)
+    lib = np.lib.format
+    try:
+        read = lib.read_array_header_1_0 if lib.read_magic(stream) == (1, 0) else lib.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except Exception as error:  # the header is a Python literal, and fails in as many ways
+        raise ValueError(f"an array whose header is {type(error).__name__}") from error
+    held = len(content) - stream.tell()
+    if dtype.kind not in "fi" or any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"an array {dtype} {shape!r:.80} with {held} bytes")
+    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def verify_bundle(path: Path, trusted: TrustedKeys | None = None) -> dict[str, Figures]:
+    """Open a bundle, check its files and its graphs; returns the largest differences per check.
 
     Raises:
         BundleError: a file is missing, changed or not what the manifest says, or a graph does not run.
         ParityError: a graph computes something else than the trained model; the message has the figures.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, trusted)
     passed: dict[str, Figures] = {}
     try:
         for name, figures in _checks(bundle):
@@ -77,7 +110,7 @@ def _checks(bundle: Bundle) -> Iterator[tuple[str, Figures]]:
     spec = bundle.manifest.graph
     sequence = SequenceGraph(bundle.sequence, spec)
     step = StepGraph(bundle.step, spec)
-    cases = load_cases(bundle.path / REFERENCE)
+    cases = load_cases(bundle.reference)
     ragged, long = cases["ragged"], cases["long"]
     for case in (ragged, long):
         _check_shapes(spec, case)

@@ -1,5 +1,6 @@
 """Category -> id, fitted on training rows, kept in the manifest. Id 0 is padding, id 1 every unseen or missing value."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +35,11 @@ class Vocabulary:
         return map_to[column.codes]
 
 
-def fit_vocabulary(column: str, texts: Coded, min_count: int) -> Vocabulary:
-    """The values seen at least `min_count` times, most frequent first, ties by text."""
+def fit_vocabulary(
+    column: str, texts: Coded, min_count: int, left_out: Callable[[str], bool] = lambda _: False
+) -> Vocabulary:
+    """The values seen at least `min_count` times, most frequent first, ties by text; some are left out by their text."""
     counts = np.bincount(texts.codes[texts.codes != MISSING], minlength=len(texts.values))
-    kept = [i for i in range(len(texts.values)) if counts[i] >= min_count]
+    kept = [i for i in range(len(texts.values)) if counts[i] >= min_count and not left_out(texts.values[i])]
     kept.sort(key=lambda i: (-counts[i], texts.values[i]))
     return Vocabulary(column, tuple(texts.values[i] for i in kept))

@@ -9,18 +9,29 @@ Identifiers in a path (`/v1/transactions/{id}`, `/v1/users/{user}`) are percent-
 may hold spaces, `%` and slashes; a trailing slash belongs to them. WSGI hands out the decoded path
 only, hence the limits: an encoded slash and a plain one are the same, and an identifier that is
 empty or ends with one of `_ID_SUFFIXES` has no address.
+
+A route says whom it is for where it is declared; its key is asked for before its body is read.
 """
 
+import functools
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
+from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
+from serve.decoding import TransactionDecoder
+from serve.description import Description
 from serve.hug_compat import falcon, hug
+from serve.keys import Keyring
+from serve.limits import RateLimiter
+from serve.openapi import ROLES
+from serve.pages import Page
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
@@ -33,16 +44,29 @@ _ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
 _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
 
+_METHODS = frozenset(falcon.COMBINED_METHODS)
+_JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
+"""What nearly every client sends; other spellings cost a search."""
+_JSON_TYPE = re.compile(
+    r"\s*application/(?:[\w.!#$&^-]+\+)?json\s*(?:;\s*charset\s*=\s*(?P<quote>\"?)utf-?8(?P=quote)\s*)?;?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+
 _log = logging.getLogger(__name__)
 
-_Handler = TypeVar("_Handler", bound=Callable[..., bytes])
+_Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
 
 
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
+    `bundle` is the one in force and `decoder` the one of its transactions: the description of the API is made from them when
+    it is first asked for.
     Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
+
+    bundle: Bundle
+    decoder: TransactionDecoder
 
     def score(self, body: bytes) -> bytes:
         """One transaction (a JSON object) -> its answer."""
@@ -63,68 +87,95 @@ class ServiceLike(Protocol):
         """The bundle in force and the challengers in shadow."""
 
     def ready(self) -> bool:
-        """Whether a transaction posted now would be scored."""
+        """Whether a transaction posted now would get an answer."""
+
+    def degraded(self) -> bool:
+        """Whether that answer would be the fallback's."""
 
 
 def create_app(
     service: ServiceLike,
     *,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    keys: Keyring | None = None,
+    limiter: RateLimiter | None = None,
 ) -> WSGIApplication:
-    """The WSGI application over `service`. Two apps in one process share no routes."""
+    """The WSGI application over `service`. Two apps in one process share no routes.
+
+    Without `keys` everybody may do everything; `limiter` counts by key, or by address without. What the application finds out about a request is in
+    its environ afterwards: `seqfraud.route` and `seqfraud.key`.
+    """
     api = hug.API(None, name="seqfraud")  # None: an API of its own, not the one of a module
+    route = functools.partial(_route, api, keys, limiter)
+    description = Description(max_body_bytes, keys_required=keys is not None)
 
-    @_route(api, "POST", "/v1/score")
+    @route("POST", "/v1/score")
     def score(request: Any) -> bytes:
-        return service.score(_read_body(request.env, max_body_bytes))
+        return service.score(_read_json(request.env, max_body_bytes))
 
-    @_route(api, "POST", "/v1/score/batch")
+    @route("POST", "/v1/score/batch")
     def score_batch(request: Any) -> bytes:
-        return service.score_batch(_read_body(request.env, max_body_bytes))
+        return service.score_batch(_read_json(request.env, max_body_bytes))
 
-    @_route(api, "POST", "/v1/labels")
+    @route("POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_body(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes))
 
-    @_route(api, "GET", "/v1/transactions/{transaction_id}")
+    @route("GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
         return service.transaction(_identifier(transaction_id))
 
-    @_route(api, "GET", "/v1/users/{user}")
+    @route("GET", "/v1/users/{user}")
     def user(request: Any, user: str) -> bytes:
         return service.user(_identifier(user))
 
-    @_route(api, "GET", "/v1/model")
+    @route("GET", "/v1/model")
     def model(request: Any) -> bytes:
         return service.model()
 
-    @_route(api, "GET", "/healthz")
+    @route("GET", "/healthz")
     def healthz(request: Any) -> bytes:
         return b'{"status":"ok"}'
 
-    @_route(api, "GET", "/readyz")
+    @route("GET", "/readyz")
     def readyz(request: Any) -> bytes:
         if not service.ready():
             raise RequestError(503, "not_ready", "the service is not ready to score yet; ask again")
-        return b'{"status":"ready"}'
+        return b'{"status":"degraded"}' if service.degraded() else b'{"status":"ready"}'
+
+    @route("GET", "/openapi.json")
+    def openapi(request: Any) -> Page:
+        return description.of(service.bundle, service.decoder).document
+
+    @route("GET", "/docs")
+    def docs(request: Any) -> Page:
+        return description.of(service.bundle, service.decoder).page
+
+    @route("GET", "/docs/style.css")
+    def style(request: Any) -> Page:
+        return description.of(service.bundle, service.decoder).style
 
     return _finish(api)
 
 
 class _RawHTTP(hug.interface.HTTP):  # type: ignore[misc]
-    """Hug's interface without its parsing: the raw request in, the answer's bytes out.
+    """Hug's interface without its parsing: the raw request in, the answer's bytes out, or a page.
 
     Measured per request around a constant handler: Hug's default body 15.7 us, `parse_body=False`
     with an output function 8.5, this 3.7. It also keeps Hug from turning a body's keys or the query
     into arguments.
     """
 
-    def __init__(self, route: Any, function: Callable[..., bytes], catch_exceptions: bool) -> None:
+    def __init__(self, route: Any, function: Callable[..., bytes | Page], catch_exceptions: bool) -> None:
         super().__init__(route, function, catch_exceptions)
         self._handler = function
 
     def __call__(self, request: Any, response: Any, **params: str) -> None:
-        response.data = self._handler(request, **params)
+        answer = self._handler(request, **params)
+        if isinstance(answer, bytes):
+            response.data = answer
+        else:
+            answer.put(request, response)
 
 
 class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
@@ -133,16 +184,34 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
     def _create_interface(
         self,
         api: Any,
-        api_function: Callable[..., bytes],
+        api_function: Callable[..., bytes | Page],
         catch_exceptions: bool = True,
-    ) -> tuple[_RawHTTP, Callable[..., bytes]]:
+    ) -> tuple[_RawHTTP, Callable[..., bytes | Page]]:
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 
-def _route(api: Any, method: str, url: str) -> Callable[[_Handler], _Handler]:
+def _route(
+    api: Any, keys: Keyring | None, limiter: RateLimiter | None, method: str, url: str
+) -> Callable[[_Handler], Callable[..., bytes | Page]]:
+    """Declares a route for whoever has one of its roles."""
+    roles = ROLES[method, url]
     accept = ("GET", "HEAD") if method == "GET" else method
-    router: Callable[[_Handler], _Handler] = _RawRouter(url, accept=accept, api=api)
-    return router
+    router = _RawRouter(url, accept=accept, api=api)
+
+    def declare(handler: _Handler) -> Callable[..., bytes | Page]:
+        def answer(request: Any, **params: str) -> bytes | Page:
+            environ = request.env
+            environ["seqfraud.route"] = url
+            if keys is not None and roles:
+                keys.admit(environ, roles)
+            if limiter is not None and roles:
+                limiter.require(environ.get("seqfraud.key") or environ["REMOTE_ADDR"], time.monotonic())
+            return handler(request, **params)
+
+        answered: Callable[..., bytes | Page] = router(answer)
+        return answered
+
+    return declare
 
 
 def _finish(api: Any) -> WSGIApplication:
@@ -159,10 +228,36 @@ def _finish(api: Any) -> WSGIApplication:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith(_ID_PREFIXES):
             environ["PATH_INFO"] = _quote_identifier(environ["PATH_INFO"])
+        if (method := environ["REQUEST_METHOD"]) not in _METHODS:
+            # Falcon would call a method that it does not know a bad request, and not say which are taken
+            environ["REQUEST_METHOD"] = "TRACE"
         body: Iterable[bytes] = routed(environ, start_response)
+        environ["REQUEST_METHOD"] = method
         return body
 
     return application
+
+
+def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:
+    """The body of a request that says that it is JSON, or a refusal.
+
+    A request without a content type is refused too: a page in a browser may send one to any address without asking, from
+    a `Blob`, but not one that says `application/json`.
+    """
+    body = _read_body(environ, limit)
+    content_type = environ.get("CONTENT_TYPE", "")
+    if content_type not in _JSON_TYPES and _JSON_TYPE.fullmatch(content_type) is None:
+        seen = f"{content_type!r:.80}" if content_type else "no content type"
+        raise _unsupported(f"{seen}; send JSON in UTF-8 with the header Content-Type: application/json")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise _unsupported("the body is compressed; send it as it is, without Content-Encoding")
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":
+        raise _unsupported("the body is encoded for transfer; send it as it is, or in chunks")
+    return body
+
+
+def _unsupported(message: str) -> RequestError:
+    return RequestError(415, "unsupported_media_type", message)
 
 
 def _read_body(environ: WSGIEnvironment, limit: int) -> bytes:
@@ -231,13 +326,18 @@ def _identifier(quoted: str) -> str:
 
 
 def _answer_refusal(request: Any, response: Any, error: RequestError, params: object) -> None:
+    if error.status == 401:
+        response.set_header("WWW-Authenticate", 'Bearer realm="seqfraud"')
     response.status = falcon.get_http_status(error.status)
+    if error.retry_after is not None:
+        response.set_header("Retry-After", str(error.retry_after))
     response.data = _error_body(error.code, error.message, error.field)
 
 
 def _answer_http_error(request: Any, response: Any, error: Any, params: object) -> None:
     """Falcon's own refusals: no such address, no such method here."""
     response.status = error.status
+    request.env["seqfraud.route"] = request.uri_template
     if error.headers is not None:
         response.set_headers(error.headers)
     code = error.status[4:].lower().replace(" ", "_")
@@ -247,13 +347,13 @@ def _answer_http_error(request: Any, response: Any, error: Any, params: object) 
 _EXPLANATIONS = {
     "not_found": "there is nothing at this address",
     "method_not_allowed": "this address does not take this method; see the Allow header",
-    "bad_request": "unknown HTTP method",
 }
 
 
 def _answer_crash(request: Any, response: Any, error: Exception, params: object) -> None:
     # The route, not the path: a path names users.
-    _log.error("%s %s failed", request.method, request.uri_template, exc_info=error)
+    noted = {"request_id": request.env.get("seqfraud.request_id")}
+    _log.error("%s %s failed", request.method, request.uri_template, exc_info=error, extra=noted)
     response.status = falcon.HTTP_500
     response.data = _error_body("internal", "the service failed; its log has the reason", "")
 

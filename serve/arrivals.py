@@ -1,6 +1,6 @@
 """A file as the service would meet it: transactions in arrival order, labels at the moment they become known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from seqfraud.table import MISSING, Transactions
 
 @dataclass(frozen=True)
 class DueLabel:
-    """A label that becomes known at `known_at` (ms)."""
+    """A label that becomes known at `known_at` (ms), of a row of the table."""
 
     transaction_id: str
     is_fraud: bool
     known_at: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,26 @@ class Arrival:
     transaction: dict[str, Any]
 
 
-def arrivals(table: Transactions, label_delay: int, since: int | None, until: int | None) -> Iterator[Arrival]:
+def arrivals(
+    table: Transactions, label_delay: int, since: int | None, until: int | None, ids: Sequence[str] | None = None
+) -> Iterator[Arrival]:
     """Transactions with since <= time < until, each with the labels that became known since the one before.
 
     Labels that silence would say anyway, honest ones known no earlier than the label delay, are left out. Labels known
     before `since` or at or after `until` are left out too: a load up to a time and a replay from that time say each
     label once.
+
+    Args:
+        ids: what labels name the rows by; None: the table's own ids.
     """
     low = -(2**62) if since is None else since
     high = 2**62 if until is None else until
-    ids = table.id_texts()
+    ids = table.id_texts() if ids is None else ids
     wanted, known_at = _labels_worth_saying(table, label_delay)
     wanted = wanted[(known_at[wanted] >= low) & (known_at[wanted] < high)]
     wanted = wanted[np.argsort(known_at[wanted], kind="stable")]
     fraud = np.zeros(0) if table.label is None else table.label == 1
-    labels = [DueLabel(ids[i], bool(fraud[i]), int(known_at[i])) for i in wanted.tolist()]
+    labels = [DueLabel(ids[i], bool(fraud[i]), int(known_at[i]), i) for i in wanted.tolist()]
     at = 0
     rows = np.flatnonzero((table.time >= low) & (table.time < high))
     for row, transaction in zip(rows.tolist(), table.take(rows).raw_rows(), strict=True):

@@ -51,7 +51,9 @@ def load(
 
 def _load(service: Service, table: Transactions, until: int | None, progress: Callable[[int], None] | None) -> Loaded:
     done = Loaded()
-    waiting = iter(arrivals(table, service.bundle.manifest.context.label_delay, None, until))
+    # ids as labels name them: a file's own as they are, derived ones as the service derives them
+    ids = (table if table.ids is not None else service.identifiers.table(table)).id_texts()
+    waiting = iter(arrivals(table, service.bundle.manifest.context.label_delay, None, until, ids))
     while True:
         with service.journal.group():
             for arrival in waiting:

@@ -325,6 +325,8 @@ class Log:
         try:
             for descriptor in (*sealed, current):
                 self._disk.sync(descriptor)
+                if os.fstat(descriptor).st_nlink == 0:  # it can be written and synced, and ends with the process
+                    raise OSError(errno.ENOENT, "its file was removed")
             if new_names:
                 sync_folder(self._folder)
         except OSError as error:

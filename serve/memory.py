@@ -52,10 +52,12 @@ class Taken:
 class Memory:
     """See the module. Not thread-safe."""
 
-    def __init__(self, bundle: Bundle, lookup: Lookup, pieces: Iterable[Piece] = ()) -> None:
-        """Empty, or as the pieces of a snapshot say."""
+    def __init__(
+        self, bundle: Bundle, lookup: Lookup, pieces: Iterable[Piece] = (), decoder: TransactionDecoder | None = None
+    ) -> None:
+        """Empty, or as the pieces of a snapshot say; with a decoder of the bundle, where there is one already."""
         manifest = bundle.manifest
-        self.decoder = TransactionDecoder(manifest)
+        self.decoder = decoder or TransactionDecoder(manifest)
         self.context = ContextTable(manifest.context)
         self.users = UserTable(manifest.graph, manifest.serve.window)
         self.labels = LabelBook(self.context, self._find)
@@ -88,9 +90,10 @@ class Memory:
         try:
             transaction = self.decoder.decode_stored(record)
         except RequestError as error:
+            # without the value: this may end in a log
             raise RunError(
-                f"record {record.seq} of the journal is not what this bundle can score: {error.message}"
-            ) from error
+                f"record {record.seq} of the journal is not what this bundle can score: {error.field or error.code}"
+            ) from None
         self.labels.advance(transaction.time)
         rows = self.context.rows_of(transaction.entities)
         if as_recorded:

@@ -8,28 +8,40 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
+from seqfraud.config import IdentifiersConfig
 from seqfraud.errors import RunError
+from seqfraud.identifiers import KEY_BYTES, Identifiers
 from seqfraud.table import Transactions
 from serve.arrivals import arrivals
 
 TIMEOUT_S = 30.0
+KEPT = IdentifiersConfig("keep")
+LABELS = 1000
+"""Labels of one request at most; a service takes so many."""
 
 
 class Client:
-    """One keep-alive connection to a service."""
+    """One keep-alive connection to a service; a certificate has to lead to a root that this machine trusts."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RunError(f"--url: {url!r} is not an address such as http://127.0.0.1:8000")
         self._url = url
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=TIMEOUT_S)
+        secure = parts.scheme == "https"
+        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        self._connection = connect(parts.hostname, parts.port or (443 if secure else 80), timeout=TIMEOUT_S)
+        self._headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def call(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
         """Status and decoded JSON of a request. Raises RunError where nobody answers."""
         body = None if content is None else json.dumps(content).encode()
         try:
-            self._connection.request(method, path, body, {"Content-Type": "application/json"})
+            self._connection.request(method, path, body, self._headers)
             answer = self._connection.getresponse()
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -42,7 +54,7 @@ class Replayed:
     """What came back.
 
     Attributes:
-        probability: by transaction id.
+        probability: by the id that the file gives the row, which the service's answer need not have.
         seconds: request to answer of every transaction, in order.
     """
 
@@ -62,6 +74,8 @@ def replay(
     client: Client,
     table: Transactions,
     label_delay: int,
+    policy: IdentifiersConfig = KEPT,
+    key: bytes | None = None,
     *,
     since: int | None = None,
     until: int | None = None,
@@ -71,18 +85,28 @@ def replay(
 ) -> Replayed:
     """Post transactions in arrival order, at most `rate` per second, and labels before the first that may know them.
 
+    Args:
+        policy: the service's identifier policy, by which the ids that it derives may depend on its key.
+        key: that key; without it the service is asked for such ids, a loaded transaction's by posting it again.
+        since, until: ms.
+
     Raises:
         RunError: the service refuses something; the message has its words.
     """
     out = Replayed()
     began = time.perf_counter()
+    names = _Names(client, table, policy, key)
     for arrival in arrivals(table, label_delay, since, until):
         if limit is not None and len(out.seconds) >= limit:
             break
-        if arrival.labels:
-            status, answer = client.call("POST", "/v1/labels", [vars(label) for label in arrival.labels])
+        for at in range(0, len(arrival.labels), LABELS):
+            said = [
+                {"transaction_id": names.of(d.row), "is_fraud": d.is_fraud, "known_at": d.known_at}
+                for d in arrival.labels[at : at + LABELS]
+            ]
+            status, answer = client.call("POST", "/v1/labels", said)
             _require(status, answer, "/v1/labels")
-            out.labels += len(arrival.labels)
+            out.labels += len(said)
         if arrival.row is None:
             continue
         if rate is not None:
@@ -93,12 +117,51 @@ def replay(
         status, answer = client.call("POST", "/v1/score", arrival.transaction)
         out.seconds.append(time.perf_counter() - sent)
         _require(status, answer, f"/v1/score row {int(table.file_row[arrival.row]) + 1}")
-        out.probability[answer["transaction_id"]] = answer["fraud_probability"]
+        if answer.get("degraded"):
+            raise RunError(
+                f"row {int(table.file_row[arrival.row]) + 1}: the service answers without its model: {answer['reasons'][0]}"
+            )
+        names.heard(arrival.row, answer["transaction_id"])
+        out.probability[names.local[arrival.row]] = answer["fraud_probability"]
         out.decisions[answer["decision"]] = out.decisions.get(answer["decision"], 0) + 1
         out.duplicates += answer["duplicate"]
         if progress:
             progress(1)
     return out
+
+
+class _Names:
+    """What the service calls the rows of a table."""
+
+    def __init__(self, client: Client, table: Transactions, policy: IdentifiersConfig, key: bytes | None) -> None:
+        self._client = client
+        self._table = table
+        self.local = Identifiers(table.schema, policy, key).table(table).id_texts()
+        """By row, as `seqfraud score` writes them with the same key or without."""
+        self._names = self.local.copy()
+        self._unknown: set[int] = set()
+        """Rows whose ids the service derives from hashed values, with a key that is not here."""
+        if key is None and table.ids is None:
+            otherwise = Identifiers(table.schema, policy, bytes(KEY_BYTES)).table(table).id_texts()
+            self._unknown = {row for row, (a, b) in enumerate(zip(self.local, otherwise, strict=True)) if a != b}
+
+    def of(self, row: int) -> str:
+        """The id of a row for a label. A transaction that the service knows already says it when it is posted again."""
+        if row in self._unknown:
+            where = f"/v1/score row {int(self._table.file_row[row]) + 1}"
+            (transaction,) = self._table.take(np.array([row])).raw_rows()
+            status, answer = self._client.call("POST", "/v1/score", transaction)
+            _require(status, answer, where)
+            if not answer["duplicate"]:
+                raise RunError(f"{where}: a label is about this transaction, which had not been loaded")
+            self.heard(row, answer["transaction_id"])
+        return self._names[row]
+
+    def heard(self, row: int, name: str) -> None:
+        """The service has said what it calls a row."""
+        if row in self._unknown:
+            self._unknown.discard(row)
+            self._names[row] = name
 
 
 def _require(status: int, answer: Any, where: str) -> None:

@@ -13,8 +13,10 @@ the same port would start without a word and take half of the requests, and so o
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,17 +34,26 @@ from granian.http import HTTP1Settings
 
 from seqfraud.errors import ConfigError
 from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
+from serve.connections import Guard
+from serve.headers import stamped
+from serve.keys import Keyring
+from serve.limits import LimitSettings, RateLimiter
+from serve.logs import AccessLog
+from serve.overload import Admission, OverloadSettings, QueueClock
+from serve.tls import TlsSettings, own_client, worker_options
 
-__all__ = ["ClosableService", "ServerSettings", "serve_forever"]
+__all__ = ["ClosableService", "Door", "ServerSettings", "serve_forever"]
 
 _log = logging.getLogger(__name__)
-_access_log = logging.getLogger("serve.access")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _INTERNAL = b'{"error": {"code": "internal", "message": "the server failed", "field": ""}}'
 
 _FOREVER_SECONDS = 10**8
+
+_OTHER_DESCRIPTORS = 1024
+"""Files that are no client's connection: of the service, and of the guard at the door."""
 
 # The stubs of these are a release behind.
 _WSGIWorker: Any = _granian.WSGIWorker
@@ -53,10 +64,13 @@ _new_scheduler: Any = _futures._new_cbscheduler
 class ClosableService(ServiceLike, Protocol):
     """A service that is told when no request will come any more.
 
-    `before_waiting` is set by the server: to be called by a request that is about to wait for something outside Python.
+    Two are set by the server: `before_waiting`, to be called by a request that is about to wait for something outside
+    Python, and `check_deadline`, to be called by one that is about to change something: it raises `RequestError` where the
+    request's time is over.
     """
 
     before_waiting: Callable[[], None]
+    check_deadline: Callable[[], None]
 
     def close(self) -> None:
         """Called once, after the last answer (or past `drain_seconds`, whatever still runs)."""
@@ -69,45 +83,78 @@ class ServerSettings:
     - port: 0 takes a free one; the line on stdout says which.
     - threads: how many requests can be inside Python at a time. Not a measure of parallelism (see
       `_Gateway`) but of patience: a client that sends its headers and then not its body holds one
-      thread until it goes away. Towards the open internet, put a proxy that buffers in front.
+      thread, for as long as `OverloadSettings.body_seconds` says.
+    - max_connections: at a time; where there are more, idle ones are closed, or the new ones told so.
+    - max_header_bytes: of a request's line and headers together; also what is read ahead of a body.
     - batch_scheduling: see `_schedule_as_batch`; off where other programs keep every core busy.
     - header_seconds: for a request's headers to arrive, so also how long an idle connection stays.
     - drain_seconds: for requests in flight at SIGTERM; container runtimes kill after 10.
-    - log_access: one INFO line per request on the logger "serve.access", with its path.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 32
     backlog: int = 1024
-    max_connections: int = 512
+    max_connections: int = 1024
+    max_header_bytes: int = 64 * 1024
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     header_seconds: float = 75.0
     drain_seconds: float = 8.0
     batch_scheduling: bool = True
-    log_access: bool = False
 
 
-def serve_forever(make_service: Callable[[], ClosableService], settings: ServerSettings) -> int:
+@dataclass(frozen=True)
+class Door:
+    """Who comes in, and what is kept of it.
+
+    - keys: None lets everybody do everything, which needs a loopback address or `without_keys`.
+    - tls: checked by the time the service is made.
+    - access: called after each answer.
+    """
+
+    keys: Keyring | None = None
+    without_keys: bool = False
+    tls: TlsSettings | None = None
+    access: AccessLog | None = None
+
+
+_LOCAL = Door()
+
+
+def serve_forever(
+    make_service: Callable[[], ClosableService],
+    settings: ServerSettings,
+    door: Door = _LOCAL,
+    overload: OverloadSettings | None = None,
+    limits: LimitSettings | None = None,
+) -> int:
     """Serves until SIGTERM or SIGINT, then drains, closes the service and returns 0.
 
     Main thread only. The port is taken before `make_service` is called and answers once it has
     returned. Until then signals have their ordinary effect; later, a second one ends the draining.
-    Raises `ConfigError` where the port cannot be had, and what `make_service` raises. Where threads
+    Raises `ConfigError` where the port cannot be had or must not be open to all, and what `make_service` raises. Where threads
     of granian do not end, the process ends in here instead, with exit code 0.
     """
     before = _native_threads()
+    overload = overload or OverloadSettings()
+    _allow_descriptors(settings.max_connections)
     with contextlib.closing(_bind(settings)) as listener:
+        _require_keys(listener, door)
+        tls = worker_options(door.tls)
         service = make_service()
         gc.freeze()  # it stays; a full collection would look through all of it
-        gateway = _Gateway(service, settings)
-        service.before_waiting = gateway.step_aside
+        gateway = _Gateway(service, settings, door, overload, limits)
+        service.before_waiting = gateway.admission.step_aside
+        service.check_deadline = gateway.admission.check_deadline
         with _stop_signals() as mailbox:
             try:
-                address = _listen(listener, settings)
-                worker = _start(gateway, listener, settings, on_drained=mailbox.drained)
+                address = _listen(listener, settings, "https" if tls else "http")
+                guard = _make_guard(gateway, listener.dup(), service, settings, overload, door.tls)
+                worker = _start(gateway, listener, settings, tls, on_drained=mailbox.drained)
+                guard.start()
                 print(f"seqfraud serving on {address}", flush=True)
                 mailbox.wait_for_stop()
+                guard.stop()
                 worker.set()
                 drained = mailbox.wait_for_drained(settings.drain_seconds)
             finally:
@@ -148,9 +195,25 @@ class _Gateway:
 
     TICK_SECONDS = 0.005
 
-    def __init__(self, service: ServiceLike, settings: ServerSettings) -> None:
-        self._app = create_app(service, max_body_bytes=settings.max_body_bytes)
-        self._answer = self._answer_logged if settings.log_access else self._answer_now
+    def __init__(
+        self,
+        service: ServiceLike,
+        settings: ServerSettings,
+        door: Door = _LOCAL,
+        overload: OverloadSettings | None = None,
+        limits: LimitSettings | None = None,
+    ) -> None:
+        limiter = RateLimiter(limits) if limits is not None and limits.requests_per_second else None
+        self.admission = Admission(
+            create_app(service, max_body_bytes=settings.max_body_bytes, keys=door.keys, limiter=limiter),
+            overload or OverloadSettings(),
+            settings.max_body_bytes,
+            self.step_aside,
+            settings.threads,
+        )
+        self._app = stamped(self.admission)
+        self._access = door.access
+        self._answer = self._answer_now if door.access is None else self._answer_logged
         self._here = threading.local()
         self._change = threading.Lock()  # for the three below
         self._taking: _Thread | None = None
@@ -171,13 +234,24 @@ class _Gateway:
         if self._taking is not thread:
             self._take_place(thread)
         thread.busy = True
-        environ.update(self._environ)
-        self._answer(protocol, environ)
+        clock = self.admission.clock
+        if clock is not None and environ["PATH_INFO"] == clock.path:
+            clock.arrived(int(environ["QUERY_STRING"]))
+            protocol.response_bytes(204, [], b"")
+        else:
+            environ.update(self._environ)
+            self._answer(protocol, environ)
         thread.answered += 1
         thread.busy = False
         if self._taking is not thread:
             environ.clear()  # granian keeps it, and so the body, until this call returns
             self._wait_for_place(thread)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the one that takes requests is at one, or there is none to take them."""
+        taking = self._taking
+        return taking is None or taking.busy
 
     def watch(self) -> None:
         """Lets another thread in where the one that takes requests is held up; until `close`."""
@@ -232,31 +306,24 @@ class _Gateway:
             self._waiting.append(thread)
         thread.gate.acquire()
 
-    def _answer_now(self, protocol: Any, environ: WSGIEnvironment) -> int:
-        """Runs the app and hands its answer to granian. Never raises."""
+    def _answer_now(self, protocol: Any, environ: WSGIEnvironment) -> tuple[int, int]:
+        """Runs the app and hands its answer to granian: status and bytes of it. Never raises."""
         try:
             response = _Response()
             body = b"".join(self._app(environ, response))
             protocol.response_bytes(response.status, response.headers, body)
         except BaseException:
-            _log.exception("a request failed outside the app")
+            noted = {"request_id": environ.get("seqfraud.request_id")}
+            _log.exception("a request failed outside the app", extra=noted)
             protocol.response_bytes(500, [("content-type", "application/json")], _INTERNAL)
-            return 500
-        return response.status
+            return 500, len(_INTERNAL)
+        return response.status, len(body)
 
-    def _answer_logged(self, protocol: Any, environ: WSGIEnvironment) -> int:
+    def _answer_logged(self, protocol: Any, environ: WSGIEnvironment) -> None:
         start = time.perf_counter()
-        path = environ["PATH_INFO"]  # the app may quote it
-        status = self._answer_now(protocol, environ)
-        _access_log.info(
-            "%s %s %r %d %.3f ms",
-            environ["REMOTE_ADDR"],
-            environ["REQUEST_METHOD"],
-            path,
-            status,
-            (time.perf_counter() - start) * 1e3,
-        )
-        return status
+        status, sent = self._answer_now(protocol, environ)
+        assert self._access is not None
+        self._access(environ, status, sent, time.perf_counter() - start)
 
 
 class _Response:
@@ -295,14 +362,27 @@ def _bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _listen(listener: socket.socket, settings: ServerSettings) -> str:
+def _require_keys(listener: socket.socket, door: Door) -> None:
+    """Refuses to be open to all at an address that others reach; the one that is bound counts, whatever its name."""
+    if door.keys is not None or door.without_keys:
+        return
+    bound = listener.getsockname()[0]
+    address = ipaddress.ip_address(bound.partition("%")[0])
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+        raise ConfigError(
+            f"{bound} is reached by others, and there are no keys: make one with `seqfraud keys add --file keys.json "
+            "--role score` and start with --keys keys.json; or --without-keys lets everybody do everything"
+        )
+
+
+def _listen(listener: socket.socket, settings: ServerSettings, scheme: str) -> str:
     """The address in force. With SO_REUSEADDR two can be bound to one port; only one can listen."""
     try:
         listener.listen(settings.backlog)
     except OSError as error:
         raise _cannot_listen(settings, error) from error
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _cannot_listen(settings: ServerSettings, error: OSError) -> ConfigError:
@@ -313,10 +393,47 @@ def _cannot_listen(settings: ServerSettings, error: OSError) -> ConfigError:
     )
 
 
+def _allow_descriptors(connections: int) -> None:
+    """Raises the limit of this process on open files where it is too low; granian spins where it is reached."""
+    needed = connections + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"server.max_connections: {connections} connections need {needed} open files, this process may have {hard}; "
+            "lower the setting or raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _make_guard(
+    gateway: "_Gateway",
+    listener: socket.socket,
+    service: ClosableService,
+    settings: ServerSettings,
+    overload: OverloadSettings,
+    tls: TlsSettings | None,
+) -> Guard:
+    client = None if tls is None else own_client()
+    clock = gateway.admission.clock = QueueClock(listener.getsockname()[:2], client, settings.header_seconds)
+    return Guard(
+        listener,
+        gateway,
+        gateway.admission,
+        clock,
+        service.ready,
+        overload,
+        threads=settings.threads,
+        tls=tls is not None,
+    )
+
+
 def _start(
     gateway: _Gateway,
     listener: socket.socket,
     settings: ServerSettings,
+    tls: dict[str, Any],
     on_drained: Callable[[], None],
 ) -> Any:
     """Starts granian's threads; `set()` on what is returned lets them finish what they have."""
@@ -330,9 +447,13 @@ def _start(
         blocking_threads=1,  # for files, of which none are served
         py_threads=settings.threads,
         py_threads_idle_timeout=_FOREVER_SECONDS,  # one that waits in the gateway has to be there
-        backpressure=settings.max_connections,
+        backpressure=settings.max_connections + QueueClock.RUNNERS,
         http_mode="1",
-        http1_opts=HTTP1Settings(header_read_timeout=int(settings.header_seconds * 1000)),
+        http1_opts=HTTP1Settings(
+            header_read_timeout=int(settings.header_seconds * 1000),
+            max_buffer_size=settings.max_header_bytes,
+        ),
+        **tls,
     )
     loop = asyncio.new_event_loop()  # wanted by the signature, never run for WSGI
     stop = _granian.WorkerSignal()

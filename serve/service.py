@@ -21,11 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
-from seqfraud.errors import JournalError, RequestError, RunError, SeqfraudError
+from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
+from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
-from seqfraud.runtime import SequenceGraph, StepGraph
+from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
+from serve.answers import Answer
 from serve.capture import Capture
-from serve.decoding import SaidLabel, Transaction, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
+from serve.fallback import FallbackSettings
+from serve.identity import open_identifiers
 from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
@@ -42,24 +46,21 @@ SNAPSHOT_RECORDS = 5000
 """Fewer records are not worth one; a start folds them in within a second."""
 
 
+MODEL = "model_unavailable"
+STORAGE = "storage_unavailable"
+"""Why an answer may be degraded; the codes of the errors, too."""
+_CANNOT = {
+    MODEL: "the model could not answer; nothing changed",
+    STORAGE: "the transaction could not be stored; nothing changed",
+}
+
+_PERHAPS_STORED = "what was asked may be stored or not; ask again when the service has been started again"
+
 FIELDS = "fields"
 """Key of the journal's note that says which fields its transactions have."""
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
-
-
-class Answer(msgspec.Struct):
-    """The answer to one transaction, as HTTP gives it."""
-
-    transaction_id: str
-    fraud_probability: float
-    is_fraud: bool
-    decision: str
-    reasons: list[str]
-    model: str
-    history: int
-    late: bool
-    duplicate: bool
+REFUSE = FallbackSettings()
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,6 +91,9 @@ class Service:
         snapshot_every: float | None = SNAPSHOT_S,
         snapshot_records: int = SNAPSHOT_RECORDS,
         fold_above: int = FOLD_ABOVE,
+        fallback: FallbackSettings = REFUSE,
+        identifier_key: Path | None = None,
+        inputs: InputSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -100,12 +104,17 @@ class Service:
             snapshot_records: such a snapshot is taken only if so many records came since the last.
             fold_above: more records than this are folded into memory in batches, which is quicker, and exact to the
                 parity of the two graphs; fewer one by one, which gives the bits that scoring gave.
+            fallback: what is answered while the model or the journal cannot.
+            identifier_key: file of the key that identifiers are hashed with; None: one in the state folder, which is
+                made if no record was hashed yet.
+            inputs: limits of what a client may send, `[input]`; its defaults where None.
         """
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
         self._thresholds = manifest.thresholds
         self._max_batch = manifest.serve.max_batch
+        self._limits = Limits(inputs)
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
@@ -117,8 +126,15 @@ class Service:
         self._state = state
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
+        self._fallback = fallback
+        self._failing = ""
+        """Why the last transaction that was tried could not be scored; empty where it could."""
+        self.degraded_answers = {MODEL: 0, STORAGE: 0}
+        """How many there were, by what failed."""
         self.before_waiting: Callable[[], None] = lambda: None
         """Called by a thread that is about to wait for the disk, so that others may be let in meanwhile."""
+        self.check_deadline: Callable[[], None] = lambda: None
+        """Called before anything is changed; raises RequestError where the request's time is over."""
         with ExitStack() as opened:
             self._folder_lock = lock_folder(state)
             opened.callback(self._folder_lock.release)
@@ -129,6 +145,8 @@ class Service:
                 self._journal.set_meta(FIELDS, ",".join(manifest.schema.fields))
             else:
                 require_fields(seen, bundle, state)
+            self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
+            self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
             opened.pop_all()
         self._snapshotter = (
@@ -160,9 +178,8 @@ class Service:
 
     def _remember(self, pieces: Iterable[Piece]) -> None:
         """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces)
+        memory = self._memory = Memory(self.bundle, self._journal, pieces, self.decoder)
         self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-        self._decoder = memory.decoder
 
     def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
@@ -236,37 +253,92 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        answer = self._encode(self.score_one(self._decoder.decode(body)))
-        self._wait_durable(self._journal.last_seq)
-        return answer
+        transaction = self.decoder.decode(body)
+        return self._encode(self._promised([(transaction, self.score_one(transaction))])[0])
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
-        items = self._decoder.decode_batch(body)
+        items = self.decoder.decode_batch(body)
         if len(items) > self._max_batch:
             raise RequestError(
                 413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
             )
         results: list[Answer | dict[str, Any]] = []
-        for item in items:
+        scored: list[tuple[Transaction, Answer]] = []
+        places: list[int] = []
+        for place, item in enumerate(items):
             try:
-                results.append(self.score_one(self._decoder.decode(item)))
+                transaction = self.decoder.decode(item)
+                answer = self.score_one(transaction)
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
-        self._wait_durable(self._journal.last_seq)
+            else:
+                scored.append((transaction, answer))
+                places.append(place)
+                results.append(answer)
+        for place, answer in zip(places, self._promised(scored), strict=True):
+            results[place] = answer
         return self._encode({"results": results})
 
     def score_one(self, transaction: Transaction) -> Answer:
-        """Score, store and commit one transaction; a known id gives the answer of the first time."""
+        """Score, store and commit one transaction; a known id gives the answer of the first time.
+
+        Where the model or the journal cannot, nothing changes, and the fallback answers: RequestError 503 by default.
+        """
         try:
             with self._lock:
                 self._require_ready()
+                self.check_deadline()
                 known = self._journal.transaction(transaction.id)
                 return self._score_new(transaction) if known is None else self._again(known, transaction)
         except JournalError as error:
-            _log.error("journal: %s", error)
-            message = "the transaction could not be stored; nothing changed"
-            raise RequestError(503, "storage_unavailable", message) from None
+            return self._fall_back(transaction, STORAGE, _CANNOT[STORAGE], error)
+        except ModelError as error:
+            return self._fall_back(transaction, MODEL, _CANNOT[MODEL], error)
+
+    def _fall_back(self, transaction: Transaction, code: str, words: str, error: Exception) -> Answer:
+        """The degraded answer to a transaction, or RequestError 503, as the owner chose."""
+        with self._lock:
+            if self._failing != code:
+                self._failing = code
+                _log.error("%s: %s", code, error, exc_info=error.__cause__)
+            if self._fallback.mode == "refuse":
+                raise RequestError(503, code, words) from None
+            self.degraded_answers[code] += 1
+            slot = self._users.slots.get(transaction.user)
+            history = 0 if slot is None else int(self._users.accepted[slot])
+            late = slot is not None and self._users.is_late(slot, transaction.time)
+        decision, limit = self._fallback.decide(self.decoder.amount_of(transaction))
+        return Answer(
+            transaction_id=transaction.shown_id,
+            fraud_probability=None,
+            is_fraud=decision == "decline",
+            decision=decision,
+            reasons=[f"degraded: {code}: {limit}"],
+            model=self.bundle.id,
+            history=history,
+            late=late,
+            duplicate=False,
+            degraded=True,
+        )
+
+    def _recovered(self) -> None:
+        if self._failing:
+            _log.warning("%s: transactions are scored again", self._failing)
+            self._failing = ""
+
+    def _promised(self, scored: list[tuple[Transaction, Answer]]) -> list[Answer]:
+        """Answers that may leave: once what they stand on is durable, or else by the fallback."""
+        if all(answer.degraded for _, answer in scored):
+            return [answer for _, answer in scored]
+        try:
+            self._journal.wait_durable(self._journal.last_seq, self.before_waiting)
+        except JournalError as error:
+            return [
+                answer if answer.degraded else self._fall_back(transaction, STORAGE, _PERHAPS_STORED, error)
+                for transaction, answer in scored
+            ]
+        return [answer for _, answer in scored]
 
     def _score_new(self, transaction: Transaction) -> Answer:
         users, entities = len(self._users.slots), len(self._context.rows)
@@ -274,7 +346,7 @@ class Service:
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time).astype(np.float32)
-            scored = self._score(transaction, context)
+            scored = self._try_score(transaction, context)
             answer = self._answer(transaction, scored)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
@@ -297,18 +369,32 @@ class Service:
             raise
         scored.commit()
         self._memory.settle(seq, transaction, rows)
+        answer.transaction_id = transaction.shown_id
+        self._recovered()
         return answer
+
+    def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
+        """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
+
+        Of those only the type is kept: words that are not ours may quote a value, and this goes to the log.
+        """
+        try:
+            return self._score(transaction, context)
+        except SeqfraudError:
+            raise
+        except Exception as error:
+            raise ModelError(type(error).__name__) from error
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
             raise RequestError(
                 409,
                 "conflict",
-                f"transaction {transaction.id!r:.80} was scored before with other content",
+                "a transaction of this id was scored before with other content",
                 self.bundle.manifest.schema.transaction or "",
             )
         answer = msgspec.json.decode(known.answer, type=Answer)
-        answer.duplicate = True
+        answer.transaction_id, answer.duplicate = transaction.shown_id, True
         return answer
 
     def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
@@ -341,7 +427,7 @@ class Service:
                 users.append(slot, transaction.time, step)
                 users.count(slot)
 
-            return Scored(float(step.outputs["probability"][0]), history, False, commit)
+            return Scored(self._probability(), history, False, commit)
         history = self._journal.events_before(transaction.user, transaction.time)
         if users.is_too_late(slot, transaction.time):
             self._run_step(users.anchor_states(slot))
@@ -349,17 +435,27 @@ class Service:
             def count() -> None:
                 users.count(slot)
 
-            return Scored(float(step.outputs["probability"][0]), history, True, count)
+            return Scored(self._probability(), history, True, count)
         place = users.place_of(slot, transaction.time)
         self._run_step(users.states_at(slot, place, self._sequence))
         integers = step.inputs["integers"][0].copy()
         values = step.inputs["values"][0].copy() if "values" in step.inputs else None
 
+        probability = self._probability()
+        # before the journal has it: a graph that fails must not leave memory behind what is stored
+        write = users.prepare_insert(slot, place, integers, values, self._sequence)
+
         def insert() -> None:
-            users.insert(slot, place, integers, values, self._sequence)
+            write()
             users.count(slot)
 
-        return Scored(float(step.outputs["probability"][0]), history, True, insert)
+        return Scored(probability, history, True, insert)
+
+    def _probability(self) -> float:
+        probability = float(self._step.outputs["probability"][0])
+        if not 0 <= probability <= 1:  # so with NaN
+            raise ModelError(f"the graph gave {probability} as a probability")
+        return probability
 
     def _run_step(self, states: dict[str, Array]) -> None:
         for name, value in states.items():
@@ -371,21 +467,31 @@ class Service:
         try:
             self._journal.wait_durable(seq, self.before_waiting)
         except JournalError as error:
-            message = "what was asked may be stored or not; ask again when the service has been started again"
-            raise RequestError(503, "storage_unavailable", message) from error
+            raise RequestError(503, STORAGE, _PERHAPS_STORED) from error
 
     # ---- labels
 
     def add_labels(self, body: bytes) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
         self._wait_durable(self._journal.last_seq)
         return answer
 
     def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
+        column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
+        labels = [
+            SaidLabel(
+                hidden.named(column, said.transaction_id),
+                said.is_fraud,
+                said.known_at,
+                hidden.without_cards(said.source),
+            )
+            for said in labels
+        ]
         with self._lock:
             self._require_ready()
+            self.check_deadline()
             try:
                 counts, records = self._store_labels(labels)
             except JournalError as error:
@@ -427,18 +533,24 @@ class Service:
 
     def transaction(self, transaction_id: str) -> bytes:
         """The answer as it was given. Raises RequestError 404."""
+        stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
-            record = self._journal.transaction(transaction_id)
+            record = self._journal.transaction(stored)
         if record is None:
-            raise RequestError(404, "unknown_transaction", f"no transaction {transaction_id!r:.80} was scored here")
-        return record.answer
+            raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
+        if stored == transaction_id:
+            return record.answer
+        answer = msgspec.json.decode(record.answer, type=Answer)
+        answer.transaction_id = transaction_id
+        return self._encode(answer)
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
+        user = self._identifiers.named(self.bundle.manifest.schema.user, user)
         with self._lock, _readable():
             slot = self._users.slots.get(user)
             if slot is None or not self._users.accepted[slot]:
-                raise RequestError(404, "unknown_user", f"no transaction of user {user!r:.80} was scored here")
+                raise RequestError(404, "unknown_user", "no transaction of this user was scored here")
             accepted = int(self._users.accepted[slot])
             records = self._journal.recent(user, 2 * self._users.window)
         events = [{"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records]
@@ -456,6 +568,7 @@ class Service:
                 "schema": manifest.schema.as_dict(),
                 "label": msgspec.to_builtins(manifest.label),
                 "cleaning": msgspec.to_builtins(manifest.cleaning),
+                "identifiers": msgspec.to_builtins(manifest.identifiers),
                 "context": msgspec.to_builtins(manifest.context),
                 "thresholds": manifest.thresholds.as_dict(),
                 "metrics": dict(manifest.metrics),
@@ -467,8 +580,28 @@ class Service:
         )
 
     def ready(self) -> bool:
-        """Whether a transaction posted now would be scored."""
-        return self._ready and not self._journal.failed
+        """Whether a transaction posted now would get an answer, a degraded one included."""
+        return self._ready and (self._fallback.mode == "limits" or not self.degraded())
+
+    def degraded(self) -> bool:
+        """Whether a transaction posted now would get the fallback's answer, as far as that can be known."""
+        if self._journal.failed:
+            return True
+        return self._failing == MODEL and not self._model_answers()
+
+    def _model_answers(self) -> bool:
+        """Whether the graph answers again, tried with a user without history: perhaps nothing is posted meanwhile."""
+        with self._lock:
+            for name in ("integers", "values"):
+                if name in self._step.inputs:
+                    self._step.inputs[name][...] = 0
+            try:
+                self._run_step(initial_states(self._spec, 1))
+                self._probability()
+            except Exception:
+                return False
+            self._recovered()
+            return True
 
     def _require_ready(self) -> None:
         if not self._ready:
@@ -481,9 +614,14 @@ class Service:
         """For backfills that group records."""
         return self._journal
 
+    @property
+    def identifiers(self) -> Identifiers:
+        """What hashes identifiers here."""
+        return self._identifiers
+
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""
-        return self._decoder.decode(self._encode(row))
+        return self.decoder.decode(self._encode(row))
 
 
 @contextmanager

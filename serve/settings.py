@@ -10,9 +10,40 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.decoding import InputSettings
+from serve.fallback import FallbackSettings
+from serve.keys import KeySettings
+from serve.limits import LimitSettings
+from serve.logs import LogSettings
+from serve.overload import OverloadSettings
 from serve.server import ServerSettings
+from serve.tls import TlsSettings
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["IdentifierSettings", "Settings", "load_settings"]
+
+
+@dataclass(frozen=True)
+class IdentifierSettings:
+    """How identifiers are hashed before they are stored; which ones are is the bundle's policy.
+
+    - key: file of the key; empty: `identifier.key` in the state folder, made at the first start.
+    """
+
+    key: str = ""
+
+    def key_file(self, option: Path | None) -> Path | None:
+        """The key's file, where the command's option or the settings name one."""
+        return option or (Path(self.key) if self.key else None)
+
+
+@dataclass(frozen=True)
+class BundleSettings:
+    """Which bundles the service opens.
+
+    - trusted_keys: file of public keys; a bundle that none of them signed is refused. See `seqfraud sign`.
+    """
+
+    trusted_keys: str | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +51,15 @@ class Settings:
     """A whole settings file."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    keys: KeySettings = field(default_factory=KeySettings)
+    tls: TlsSettings | None = None
+    log: LogSettings = field(default_factory=LogSettings)
+    overload: OverloadSettings = field(default_factory=OverloadSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    bundle: BundleSettings = field(default_factory=BundleSettings)
+    fallback: FallbackSettings = field(default_factory=FallbackSettings)
+    identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
+    input: InputSettings = field(default_factory=InputSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -9,7 +9,7 @@ Letters: N slots, W window, C, F, K as in the graph.
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,7 @@ class UserTable:
             begin, before = self.window, self._as_inputs(self.middle, slot)
         if place == begin:
             return before
-        return self._advance(slot, begin, place, before, graph)
+        return self._advance(self.integers[slot, begin:place], self.values[slot, begin:place], before, graph)
 
     def anchor_states(self, slot: int) -> dict[str, Array]:
         """The states, as graph inputs of batch 1, before the ring's oldest event."""
@@ -176,46 +176,57 @@ class UserTable:
 
     def insert(self, slot: int, place: int, integers: Array, values: Array | None, graph: SequenceGraph) -> None:
         """Insert a late event at its place and rebuild the later states."""
-        if self.cut is not None:
-            self.cut.keep((slot,))
+        self.prepare_insert(slot, place, integers, values, graph)()
+
+    def prepare_insert(
+        self, slot: int, place: int, integers: Array, values: Array | None, graph: SequenceGraph
+    ) -> Callable[[], None]:
+        """What inserts a late event at its place with the later states, which are computed here: it cannot fail any more.
+
+        It is to be called before the user changes, or never.
+        """
         held = int(self.held[slot])
-        new = {"integers": np.insert(self.integers[slot, :held], place, integers, axis=0)}
-        new["values"] = np.insert(self.values[slot, :held], place, 0 if values is None else values, axis=0)
+        new_integers = np.insert(self.integers[slot, :held], place, integers, axis=0)
+        new_values = np.insert(self.values[slot, :held], place, 0 if values is None else values, axis=0)
         w = self.window
         states = self.anchor_states(slot)
         # states at every multiple of W, then at the end
-        self.integers[slot, : held + 1] = new["integers"]
-        self.values[slot, : held + 1] = new["values"]
         stages: list[Mapping[str, Array]] = []
-        at = 0
-        while at < held + 1:
+        for at in range(0, held + 1, w):
             upto = min(at + w, held + 1)
-            states = self._advance(slot, at, upto, states, graph)
+            states = self._advance(new_integers[at:upto], new_values[at:upto], states, graph)
             stages.append(states)
-            at = upto
-        self.held[slot] = held + 1
-        if held + 1 >= w:
-            self._write(self.middle, slot, stages[0])
-        self._write(self.now, slot, stages[-1])
-        if held + 1 > 2 * w:
-            self.anchor_time[slot] = self.integers[slot, w - 1, 0]
-            for array in (self.integers, self.values):
-                array[slot, : w + 1] = array[slot, w : 2 * w + 1].copy()
-            self._write(self.anchor, slot, stages[0])
-            self._write(self.middle, slot, stages[1])
-            self.dropped[slot] += w
-            self.held[slot] = w + 1
+
+        def insert() -> None:
+            if self.cut is not None:
+                self.cut.keep((slot,))
+            self.integers[slot, : held + 1] = new_integers
+            self.values[slot, : held + 1] = new_values
+            self.held[slot] = held + 1
+            if held + 1 >= w:
+                self._write(self.middle, slot, stages[0])
+            self._write(self.now, slot, stages[-1])
+            if held + 1 > 2 * w:
+                self.anchor_time[slot] = self.integers[slot, w - 1, 0]
+                for array in (self.integers, self.values):
+                    array[slot, : w + 1] = array[slot, w : 2 * w + 1].copy()
+                self._write(self.anchor, slot, stages[0])
+                self._write(self.middle, slot, stages[1])
+                self.dropped[slot] += w
+                self.held[slot] = w + 1
+
+        return insert
 
     def _write(self, stage: Mapping[str, Array], slot: int, states: Mapping[str, Array]) -> None:
         for state in self.spec.states:
             stage[state.name][slot] = state.to_rows(states[state.name])[0]
 
     def _advance(
-        self, slot: int, begin: int, end: int, states: Mapping[str, Array], graph: SequenceGraph
+        self, integers: Array, values: Array, states: Mapping[str, Array], graph: SequenceGraph
     ) -> dict[str, Array]:
-        """States after the ring's events begin to end, from the states before them."""
-        inputs = unpacked(self.spec, self.integers[slot, None, begin:end], self.values[slot, None, begin:end])
-        outputs = graph.run({**inputs, "length": np.array([end - begin]), **states})
+        """States after events [n, 1 + C], [n, F + K], from the states before them."""
+        inputs = unpacked(self.spec, integers[None], values[None])
+        outputs = graph.run({**inputs, "length": np.array([len(integers)]), **states})
         return {s.name: outputs[s.name + NEXT] for s in self.spec.states}
 
     def _in_use(self, held: Array, dropped: Array) -> dict[str, Array]:

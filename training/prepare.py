@@ -1,6 +1,7 @@
 """Read, clean, order, split, fit vocabularies and scaling on training rows, encode: all before the first step."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from seqfraud.config import Config
 from seqfraud.context import NEVER, ContextSpec, context_spec
 from seqfraud.errors import DataError
 from seqfraud.graph import GraphSpec, gru_graph
+from seqfraud.identifiers import is_hashed, treatments
 from seqfraud.nn.model import UNKNOWN, EventEncoder, ModelSpec
 from seqfraud.reading import read_transactions
 from seqfraud.schema import Schema, schema_of
@@ -66,16 +68,38 @@ def prepare(
     rows = rows_of(split, table, config.data.label_delay, fitting=not later)
     spec = context_spec(config, schema)
     if vocabularies is None:
-        vocabularies = tuple(
-            fit_vocabulary(column, table.text(column).take(rows.before_validation), config.features.min_count)
-            for column in schema.categorical
-        )
+        vocabularies = _fit_vocabularies(config, table, rows.before_validation, cleaning)
     encoded = encode(table, vocabularies, spec)
     by_user = Rows(**{name: mask[encoded.arrival] for name, mask in vars(rows).items()})
     assert table.label is not None
     return Prepared(
         config, schema, spec, vocabularies, table, split, encoded, by_user, table.label[encoded.arrival], cleaning
     )
+
+
+def _fit_vocabularies(
+    config: Config, table: Transactions, fitting: npt.NDArray[np.bool_], cleaning: dict[str, Any]
+) -> tuple[Vocabulary, ...]:
+    """Vocabularies without what the service would hash; the rows that this concerns are added to the cleaning report."""
+    policy = treatments(table.schema, config.identifiers)
+    out = []
+    for column in table.schema.categorical:
+        texts, hashed = table.text(column), partial(is_hashed, policy[column])
+        out.append(fit_vocabulary(column, texts.take(fitting), config.features.min_count, hashed))
+        cards = np.array([hashed(text) for text in texts.values] + [False])[texts.codes]
+        if cards.any():
+            first = int(table.file_row[np.argmax(cards)]) + 1
+            cleaning["findings"].append(
+                {
+                    "reason": "looks like a card number",
+                    "column": column,
+                    "rows": int(cards.sum()),
+                    "share": int(cards.sum()) / cleaning["rows_read"],
+                    "action": "unseen value in the vocabulary; see identifiers.columns",
+                    "examples": [f"row {first}"],
+                }
+            )
+    return tuple(out)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from seqfraud.config import (
 )
 from seqfraud.errors import ConfigError, DataError, SeqfraudError
 from seqfraud.files import replaced_file
+from seqfraud.identifiers import looks_like_card
 from seqfraud.reading import CSV_FORMAT, column_names, csv_error, csv_texts, data_files, read_transactions
 from seqfraud.schema import schema_of
 from training.split import rows_of, split_of
@@ -121,6 +122,8 @@ MEASURE_WORDS = (
 LATITUDE_WORDS = ("lat", "latitude")
 LONGITUDE_WORDS = ("long", "lon", "lng", "longitude")
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+MOSTLY = 0.5
+"""Of numbers with 13 to 19 digits that count something else, one in ten looks like a card's."""
 _SHORTEST_PART = 4
 """Shorter words count only as a whole token: "card" is in "cardholder", "cc" is not in "account"."""
 _WHOLE = ("count",)
@@ -185,6 +188,8 @@ class ColumnFacts:
     """Share of the present values that read as numbers; likewise times and IP addresses."""
     time_share: float = 0.0
     ip_share: float = 0.0
+    card_share: float = 0.0
+    """Share of the distinct values that look like card numbers."""
     cents: bool = False
     """Fractions of at most two digits."""
     increasing: bool = False
@@ -391,6 +396,7 @@ def _look_at(raw: pa.ChunkedArray) -> _Seen:
     else:
         kind, figures, shares = _read_figures(values)
     texts = values.slice(0, 1000).cast(pa.string(), safe=False).to_pylist()
+    shares["card"] = float(np.mean([looks_like_card(text) for text in texts])) if texts else 0.0
     return _Seen(
         type=str(stored),
         kind=kind,
@@ -516,6 +522,7 @@ def _facts_of(name: str, seen: _Seen, rows: int) -> ColumnFacts:
         number_share=seen.shares.get("number", 0.0),
         time_share=seen.shares.get("time", 0.0),
         ip_share=seen.shares.get("ip", 0.0),
+        card_share=seen.shares.get("card", 0.0),
         words=seen.words,
     )
     if seen.values is None:
@@ -649,6 +656,8 @@ class Proposal:
     split: ProposedSplit
     notes: tuple[str, ...]
     """What the caller should know before training."""
+    user_is_card: bool = False
+    """Most users look like card numbers."""
 
     def of(self, *roles: Role) -> list[Choice]:
         """The choices of some roles."""
@@ -951,6 +960,7 @@ class _Draft:
             time_unit=self.unit,
             split=split,
             notes=tuple(self.notes),
+            user_is_card=self.facts[self.user].card_share > MOSTLY,
         )
 
     def _bulk(self, times: Floats) -> tuple[int, int]:
@@ -1210,9 +1220,10 @@ def to_toml(proposal: Proposal, folder: Path, checked: Check | None = None) -> s
         _data_lines(proposal, folder),
         _feature_lines(proposal),
         _split_lines(proposal, checked),
+        _identifier_lines(proposal),
         _comment("[model], [training], [calibration], [decision] and [serve] have defaults that work."),
     )
-    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
 def _head_lines(proposal: Proposal, checked: Check | None) -> list[str]:
@@ -1282,6 +1293,21 @@ def _feature_lines(proposal: Proposal) -> list[str]:
         for choice in dropped:
             lines += _comment(f"{_printable(choice.column) or '(no name)'}: {choice.why}.", "#   ", "#     ")
     return lines
+
+
+def _identifier_lines(proposal: Proposal) -> list[str]:
+    user = proposal.one("user")
+    if not proposal.user_is_card or user is None:
+        return []
+    column = _quoted(user.column)
+    return [
+        *_comment(
+            f"The values of {_printable(user.column)} look like card numbers: the service stores a keyed hash of such "
+            "values in their place (docs/service.md, Identifiers). To hash every value of the column:"
+        ),
+        "# [identifiers]",
+        f'# columns = {{ {column} = "hash" }}',
+    ]
 
 
 def _list(key: str, entries: list[tuple[str, str]]) -> list[str]:

@@ -235,9 +235,7 @@ DROPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
     ),
     "h is given back as it came": lambda m: Wrong(m, after=lambda i, o: {"h_next": i["h"] + 0}),
     "layers of h are swapped": lambda m: Wrong(m, after=lambda i, o: {"h_next": o["h_next"].flip(0)}),
-    "last_time is never known": lambda m: Wrong(
-        m, before=lambda i: {"last_time": torch.minimum(i["last_time"], torch.tensor(NEVER))}
-    ),
+    "last_time is never known": lambda m: Wrong(m, before=lambda i: {"last_time": i["last_time"] * 0 + NEVER}),
     "last_time is given back as it came": lambda m: Wrong(m, after=lambda i, o: {"last_time_next": i["last_time"] + 0}),
     "last_time is a millisecond late": lambda m: Wrong(
         m, after=lambda i, o: {"last_time_next": o["last_time_next"] + 1}
@@ -291,7 +289,7 @@ class UnrolledLoop(nn.Module):
         carried = {name: inputs[name] for name in states}
         outs = []
         for t in range(columns["event_time"].shape[1]):
-            here = (inputs["length"] > t).long()  # the state stays where a row has ended
+            here = (inputs["length"] - t).clamp(0, 1)  # the state stays where a row has ended
             out = self.model({**{k: v[:, t : t + 1] for k, v in columns.items()}, **carried, "length": here})
             carried = {name: out[f"{name}_next"] for name in states}
             outs.append(out)
@@ -455,8 +453,8 @@ def test_logits_that_are_off_where_probabilities_are_tiny_are_refused(tmp_path: 
 def compared(good: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Specification, the ragged case and the good graph's outputs for it."""
     graph = open_bundle(good).manifest.graph
-    case = load_cases(good / REFERENCE)["ragged"]
-    sequence = SequenceGraph(good / "sequence.onnx", graph)
+    case = load_cases((good / REFERENCE).read_bytes())["ragged"]
+    sequence = SequenceGraph((good / "sequence.onnx").read_bytes(), graph)
     inputs = {t.name: case[t.name] for t in (*graph.sequence_inputs(), *graph.state_inputs())}
     return graph, case, sequence.run(inputs)
 
@@ -566,7 +564,7 @@ def test_a_changed_file_is_refused_before_onnxruntime_sees_it(bundle: Path) -> N
     with pytest.raises(BundleError, match=r"step\.onnx is not the file the manifest describes"):
         verify_bundle(bundle)
     resign(bundle)
-    with pytest.raises(BundleError, match=r"onnxruntime cannot load step\.onnx"):
+    with pytest.raises(BundleError, match=r"step\.onnx: .* says \d+ bytes, \d+ are left, at byte \d+$"):
         verify_bundle(bundle)
 
 
@@ -637,7 +635,7 @@ def test_a_graph_that_does_not_load_is_refused_in_the_fresh_process(
         (folder / "sequence.onnx").write_bytes(content[: len(content) // 2])
 
     monkeypatch.setattr(export.bundle, "export_graphs", half)
-    with pytest.raises(ParityError, match=r"^export refused: onnxruntime cannot load sequence\.onnx"):
+    with pytest.raises(ParityError, match=r"^export refused: .*sequence\.onnx: .* says \d+ bytes, \d+ are left"):
         export_run(run, tmp_path / "bundle")
     assert everything_below(tmp_path) == {}
 

@@ -14,6 +14,7 @@ from export.reference import RAGGED_LENGTHS, SPAN, pick_users, reference_cases
 from seqfraud.context import NEVER, ContextSpec
 from seqfraud.graph import GraphSpec, gru_graph
 from seqfraud.nn.model import ModelSpec, SequenceModel
+from seqfraud.onnxfile import check_graph
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from seqfraud.schema import Schema
 from seqfraud.verification import differences, event_by_event, run_through_binding
@@ -138,7 +139,14 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("graphs")
     export_graphs(model, folder)
     sequence, step = folder / "sequence.onnx", folder / "step.onnx"
-    return Exported(model, folder, SequenceGraph(sequence, model.graph), StepGraph(step, model.graph))
+    graph, contents = model.graph, [sequence.read_bytes(), step.read_bytes()]
+    for content, inputs, outputs in (
+        (contents[0], graph.sequence_inputs(), graph.sequence_outputs()),
+        (contents[1], graph.step_inputs(), graph.step_outputs()),
+    ):  # whatever is exported is what the reader of bundles lets pass
+        states = [*inputs, *graph.state_inputs()], [*outputs, *graph.state_outputs()]
+        check_graph(content, "a graph", *states, features=0)
+    return Exported(model, folder, SequenceGraph(contents[0], graph), StepGraph(contents[1], graph))
 
 
 # The export's example has 3 users, 5 events and length 2; none of these has all three.

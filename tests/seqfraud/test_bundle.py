@@ -1,18 +1,23 @@
 """A bundle on disk: it opens if and only if its files are those that its manifest describes."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from seqfraud.bundle import (
     FILES,
     MANIFEST,
-    Bundle,
+    REFERENCE,
+    SEQUENCE,
+    STEP,
     LabelSource,
     Manifest,
     Parity,
@@ -25,7 +30,7 @@ from seqfraud.bundle import (
 from seqfraud.config import CleaningConfig
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError
-from seqfraud.graph import gru_graph
+from seqfraud.graph import TensorSpec, gru_graph
 from seqfraud.policy import Thresholds
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import Vocabulary
@@ -73,10 +78,30 @@ BARE = dataclasses.replace(
 )
 
 
+def make_graph(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> bytes:
+    """A graph of the declared inputs and outputs that computes nothing sensible."""
+    kinds = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+    both = [[helper.make_tensor_value_info(t.name, kinds[t.dtype], list(t.axes)) for t in s] for s in (inputs, outputs)]
+    nodes = [helper.make_node("Add", [inputs[0].name, "one"], [t.name]) for t in outputs]
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    graph = helper.make_graph(nodes, "by hand", *both, [one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def make_bundle(folder: Path, manifest: Manifest = FULL) -> str:
     folder.mkdir()
-    for name in FILES:
-        (folder / name).write_bytes(f"the content of {name}".encode())
+    graph = manifest.graph
+    (folder / SEQUENCE).write_bytes(
+        make_graph(
+            [*graph.sequence_inputs(), *graph.state_inputs()], [*graph.sequence_outputs(), *graph.state_outputs()]
+        )
+    )
+    (folder / STEP).write_bytes(
+        make_graph([*graph.step_inputs(), *graph.state_inputs()], [*graph.step_outputs(), *graph.state_outputs()])
+    )
+    (folder / REFERENCE).write_bytes(b"the reference")
     return write_manifest(folder, manifest)
 
 
@@ -103,16 +128,19 @@ def bundle(tmp_path: Path) -> Path:
 def test_what_was_written_is_what_is_read(tmp_path: Path, manifest: Manifest) -> None:
     written = make_bundle(tmp_path / "bundle", manifest)
     opened = open_bundle(tmp_path / "bundle")
-    assert opened == Bundle(tmp_path / "bundle", written, manifest)
-    assert opened.sequence.read_text() == "the content of sequence.onnx"
-    assert opened.step.read_text() == "the content of step.onnx"
+    assert (opened.id, opened.manifest, opened.signed_by) == (written, manifest, None)
+    held = dict(zip(FILES, (opened.sequence, opened.step, opened.reference), strict=True)) | {
+        MANIFEST: opened.manifest_file
+    }
+    assert held == {name: (tmp_path / "bundle" / name).read_bytes() for name in held}
+    assert "reference'" not in repr(opened)
 
 
 def test_the_manifest_says_sizes_hashes_and_signatures_in_plain_json(bundle: Path) -> None:
     raw = json.loads((bundle / MANIFEST).read_text())
-    assert raw["files"]["step.onnx"] == {
-        "bytes": 24,
-        "sha256": "6ebe8fe5d4162c2965114f36e78a02bd54cbd96319e9cdf15333a045d0ab7a06",
+    assert raw["files"]["reference.npz"] == {
+        "bytes": 13,
+        "sha256": hashlib.sha256(b"the reference").hexdigest(),
     }
     signatures = {name: {t["name"] for t in s["inputs"]} for name, s in raw["signatures"].items()}
     states = {"h", "last_time", "last_place"}

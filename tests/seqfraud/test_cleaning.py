@@ -185,12 +185,13 @@ def test_a_bad_number_that_was_set_to_missing_is_not_dropped_as_missing(tmp_path
 
 def test_texts_that_are_no_ip_addresses_are_counted(tmp_path: Path) -> None:
     config = CONFIG.replace('context = ["shop"]', 'ip = ["shop"]')
-    rows = [row.replace(f",s{i % 2},", ",localhost," if i == 4 else ",192.0.2.7,") for i, row in enumerate(GOOD)]
+    shops = {4: "localhost", 6: "4111111111111111"}
+    rows = [row.replace(f",s{i % 2},", f",{shops.get(i, '192.0.2.7')},") for i, row in enumerate(GOOD)]
     table, (finding,) = run(tmp_path, rows, config)
     assert (finding["reason"], finding["column"], finding["action"]) == (
         "not an IP address", "shop", "kept without a network"
     )  # fmt: skip
-    assert finding["examples"] == ["row 5: 'localhost'"]
+    assert finding["examples"] == ["row 5: 'localhost'", "row 7: (looks like a card number)"]
     assert len(table) == 30
 
 

@@ -15,6 +15,7 @@ from seqfraud.config import (
     Config,
     DataConfig,
     FeaturesConfig,
+    IdentifiersConfig,
     ServeConfig,
     SplitConfig,
     TrainingConfig,
@@ -392,3 +393,48 @@ def test_load_config(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as error:
             load_config(absent)
         assert str(error.value).startswith(f"{absent}: cannot be read: {word}")
+
+
+# ---- identifiers
+
+IDENTIFIERS = (
+    MINIMAL
+    + """
+categorical = ["kind"]
+context = ["merchant"]
+[identifiers]
+"""
+)
+
+
+def test_a_policy_per_column() -> None:
+    assert parse_config(MINIMAL, "conf.toml").identifiers == IdentifiersConfig("cards", {})
+    config = parse_config(IDENTIFIERS + 'default = "keep"\ncolumns = { u = "hash", "kind" = "cards" }', "conf.toml")
+    assert config.identifiers == IdentifiersConfig("keep", {"u": "hash", "kind": "cards"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('default = "all"', "identifiers.default: 'all' is not one of 'cards', 'hash', 'keep'"),
+        ('columns = { u = "all" }', "identifiers.columns.u: 'all' is not one of 'cards', 'hash', 'keep'"),
+        ("columns = { u = true }", "identifiers.columns.u: True is not one of 'cards', 'hash', 'keep'"),
+        ('columns = ["u"]', "identifiers.columns: expected a table, such as { COLUMN = ... }, got ['u']"),
+        (
+            'columns = { merchants = "hash" }',
+            "identifiers.columns: 'merchants' is no column of users, ids, entities or categories; "
+            "the nearest is 'merchant'",
+        ),
+        ('columns = { x = "hash" }', "identifiers.columns: 'x' is no column of users, ids, entities or categories; "),
+        ('columns = { kind = "hash" }', "identifiers: 'kind' cannot be \"hash\": it is categorical, and the values of"),
+    ],
+)
+def test_a_policy_that_cannot_be(text: str, message: str) -> None:
+    assert refused(IDENTIFIERS + text).startswith(message)
+
+
+def test_a_user_that_is_categorical_is_not_hashed_by_default_either() -> None:
+    """Its values would stand in the bundle all the same."""
+    text = MINIMAL + 'categorical = ["u"]\n[identifiers]\ndefault = "hash"\n'
+    assert refused(text).startswith("identifiers: 'u' cannot be \"hash\"")
+    parse_config(text + 'columns = { u = "cards" }', "conf.toml")

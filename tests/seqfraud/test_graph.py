@@ -1,7 +1,6 @@
 """What goes in and out of the graphs, and onnxruntime's side of it, without torch."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,13 +181,23 @@ def test_a_signature_that_does_not_fit_is_refused_with_what_was_seen(
         check_signature(seen, "x.onnx", WANTED_INPUTS, WANTED_OUTPUTS)
 
 
-def test_a_file_that_is_no_graph_is_a_bundle_error(tmp_path: Path) -> None:
-    file = tmp_path / "sequence.onnx"
-    file.write_bytes(b"not a graph")
+def test_bytes_that_are_no_graph_are_a_bundle_error() -> None:
     with pytest.raises(BundleError, match=r"onnxruntime cannot load sequence\.onnx"):
-        open_session(file)
+        open_session(b"not a graph", "sequence.onnx")
     with pytest.raises(BundleError, match="onnxruntime cannot load the graph"):
         open_session(b"")
+
+
+def test_a_graph_that_asks_for_more_memory_than_all_may_have_fails_and_nothing_else_does() -> None:
+    """32 times the same twice: 1,000 numbers become 17 terabytes. The file has a few hundred bytes."""
+    nodes = [helper.make_node("Concat", [f"x{i}", f"x{i}"], [f"x{i + 1}"], axis=0) for i in range(32)]
+    content = node_graph(nodes, [TensorSpec("x0", "float32", ("B",))], [TensorSpec("x32", "float32", ("B",))], {})
+    session = open_session(content)
+    with pytest.raises(Exception, match="smaller than requested"):
+        session.run(None, {"x0": np.zeros(1000, np.float32)})
+    step = counter()
+    step.run_bound()
+    assert step.outputs["probability"].tolist() == [0.5]
 
 
 def node_graph(

@@ -46,3 +46,7 @@ def test_encode_has_its_own_codes() -> None:
     assert ids.dtype == np.int64
     lookup = vocabulary.lookup()
     assert ids.tolist() == [lookup.get(text or "", UNSEEN) for text in other.texts()]
+
+
+def test_some_values_are_left_out_by_their_text() -> None:
+    assert fit_vocabulary("kind", TEXTS, 1, lambda text: text in ("a", "d")).values == ("b", "c")

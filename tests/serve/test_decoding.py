@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 
 from seqfraud.bulk import read_for_bundle
 from seqfraud.bundle import Bundle
-from seqfraud.config import CleaningConfig
+from seqfraud.canonical import EARLIEST_MS, LATEST_MS
+from seqfraud.config import CleaningConfig, Duration, Instant
 from seqfraud.errors import RequestError
 from seqfraud.vocabulary import UNSEEN
-from serve.decoding import SaidLabel, Transaction, TransactionDecoder, decode_labels
+from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.records import TransactionRecord
 
 CARD = {"id": 1, "user": "ann", "time": 1_600_000_000_000, "amount": 5.0, "kind": "food", "merchant": "m", "device": 9}
+
+
+ANY_TIME = InputSettings(earliest=Instant(EARLIEST_MS), latest_ahead=Duration(LATEST_MS))
+"""What texts of times can spell at all; the limits have their own tests."""
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +36,12 @@ def cards_decoder(cards: Bundle) -> TransactionDecoder:
 
 @pytest.fixture(scope="module")
 def plain_decoder(plain: Bundle) -> TransactionDecoder:
-    return TransactionDecoder(plain.manifest)
+    return TransactionDecoder(plain.manifest, Limits(ANY_TIME))
 
 
 @pytest.fixture(scope="module")
 def rich_decoder(rich: Bundle) -> TransactionDecoder:
-    return TransactionDecoder(rich.manifest)
+    return TransactionDecoder(rich.manifest, Limits(ANY_TIME))
 
 
 def decode(decoder: TransactionDecoder, row: dict[str, Any]) -> Transaction:
@@ -336,6 +341,199 @@ def test_whatever_is_sent_is_taken_or_refused(cards_decoder, sent):  # fmt: skip
                 assert all(abs(x) <= 1e30 for x in got.numbers)
 
 
+# ---- limits and names that stand twice
+
+
+def limited(bundle: Bundle, now: int = 1_700_000_000_000, **settings: Any) -> TransactionDecoder:
+    return TransactionDecoder(bundle.manifest, Limits(InputSettings(**settings), now=lambda: now))
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        (b'{"amount": 1, ' + body()[1:], "amount"),
+        (body()[:-1] + b', "amount": 1}', "amount"),
+        (body()[:-1] + b',"amount":5.0}', "amount"),
+        (body()[:-1] + b', "am\\u006funt": 1}', "amount"),
+        (body()[:-1] + b', "id": 1}', "id"),
+        (body(kind=None)[:-1] + b', "kind": null}', "kind"),
+        (without("kind")[:-1] + b', "amount": 1}', "amount"),
+        (without("kind")[:-1] + b', "note": 1, "note": 2}', "note"),
+        (body(fraud=1)[:-1] + b', "fraud": 0}', "fraud"),
+        (body()[:-1] + b', "note": {"a": 1, "b": [{"c": 1, "c": 1}]}}', "c"),
+        (body()[:-1] + b', "": 1, "": 2}', ""),
+        (body(kind="a:b:c")[:-1] + b', "amount": 1}', "amount"),
+        (body()[:-1] + b', "' + b"n" * 5000 + b'": 1, "' + b"n" * 5000 + b'": 2}', "n" * 60),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused_at_any_depth(cards_decoder, sent, name):
+    """msgspec took the last without a word: a client that meant the first was scored on another amount."""
+    refused = refusal(cards_decoder, sent)
+    assert (refused.status, refused.code, refused.field) == (422, "duplicate_field", name)
+    assert len(refused.message) < 200
+
+
+def test_a_name_that_stands_twice_hides_behind_no_colon_of_a_time(rich_decoder):
+    """The quick look counts colons, and an ISO time has two that could stand for names."""
+    row = {"id": 1, "user": "u", "amount": 1, "time": "2025-03-01T12:00:00"}
+    plain = json.dumps(row)
+    hidden = plain.replace("12:00:00", "12\\u003a00\\u003a00")
+    assert rich_decoder.decode(plain.encode()) == rich_decoder.decode(hidden.encode())
+    for text in (plain, hidden):
+        for more in ('"amount": 2', '"amount": 1, "amount": 1', '"time": "2025-03-01"', '"x": 1, "x": 2'):
+            assert refusal(rich_decoder, f"{text[:-1]}, {more}}}".encode()).code == "duplicate_field"
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from([*RICH, "x", "y:z"]), st.sampled_from([*RICH.values(), "a:b", None, "\\:"]))))
+def test_the_quick_look_says_what_the_scan_says(rich_decoder, more):  # fmt: skip
+    pairs = [*RICH.items(), *more]
+    names = [name for name, _ in pairs]
+    sent = "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in pairs) + "}"
+    try:
+        rich_decoder.decode(sent.encode())
+        refused = ""
+    except RequestError as error:
+        refused = error.code
+    if len(set(names)) == len(names):
+        assert refused in ("", "invalid_field")
+    else:
+        assert refused in ("duplicate_field", "invalid_field")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"time": -1}, "time"),
+        ({"time": -0.5}, "time"),
+        ({"time": 1_700_086_400_001}, "time"),
+        ({"time": 253_402_300_799_999}, "time"),
+        ({"id": "x" * 257}, "id"),
+        ({"id": 10**256}, "id"),
+        ({"user": "é" * 257}, "user"),
+        ({"kind": "k" * 257}, "kind"),
+        ({"kind": 1e300}, "kind"),
+        ({"merchant": "m" * 100_000}, "merchant"),
+        ({"device": 10**300}, "device"),
+        ({"user": "a\nb"}, "user"),
+        ({"user": "\x00"}, "user"),
+        ({"id": "a\x7f"}, "id"),
+        ({"kind": "a\x85b"}, "kind"),
+        ({"merchant": "\x1b[31m"}, "merchant"),
+    ],
+)
+def test_what_is_beyond_a_limit_is_refused_and_what_was_taken_is_read_again(cards, change, field):
+    refused = refusal(limited(cards), body(**change))
+    assert (refused.status, refused.code, refused.field) == (422, "invalid_field", field)
+    assert refused.message.startswith(f"{field}: ")
+    assert len(refused.message) < 250
+    assert refused.message.isprintable()
+    generous = limited(
+        cards,
+        earliest=Instant(EARLIEST_MS),
+        latest_ahead=Duration(LATEST_MS),
+        longest_text=10**6,
+        control_characters=True,
+    )
+    taken = generous.decode(body(**change))
+    assert limited(cards).decode_stored(stored(taken)) == taken
+
+
+def test_what_is_at_a_limit_is_taken(cards):
+    now = 1_700_000_000_000
+    for change in (
+        {"time": 0}, {"time": now + 86_400_000}, {"id": "x" * 256}, {"id": int("9" * 256)}, {"user": "é" * 256},
+        {"kind": "a\u200bb"}, {"user": "💳" * 256}, {"user": "e\u0301"}, {"merchant": "\u2028"}, {"user": " "},
+    ):  # fmt: skip
+        decode(limited(cards, now), {**CARD, **change})
+    composed, decomposed = (decode(limited(cards), {**CARD, "user": user}).user for user in ("é", "e\u0301"))
+    assert composed != decomposed, "two texts are two users, however they look"
+
+
+def test_a_derived_id_is_not_held_to_the_limit_of_texts(plain):
+    """It is longer than the limit here, and nobody sent it."""
+    decoder = limited(plain, longest_text=10)
+    assert len(decode(decoder, {"user": "ann", "time": 1_600_000_000, "amount": 1}).id) == 32
+
+
+def test_the_latest_time_moves_on_with_the_clock(cards):
+    now = [1_700_000_000_000]
+    decoder = TransactionDecoder(cards.manifest, Limits(InputSettings(latest_ahead=Duration(0)), now=lambda: now[0]))
+    sent = body(time=now[0] + 1)
+    assert "input.latest_ahead" in refusal(decoder, sent).message
+    now[0] += 1
+    assert decoder.decode(sent).time == now[0]
+
+
+def test_integers_keep_their_digits_as_ids(cards_decoder):
+    for number in (2**53 + 1, 2**63, 2**64 + 1, -(2**63) - 1, 10**255 + 7):
+        taken = decode(cards_decoder, {**CARD, "id": number, "user": number, "device": number})
+        assert (taken.id, taken.user, taken.entities[1]) == (str(number),) * 3
+        assert cards_decoder.decode_stored(stored(taken)) == taken
+    for spelled in (b"1.0", b"1e5", b"-0.0", b"true"):
+        assert refusal(cards_decoder, body().replace(b'"id": 1', b'"id": ' + spelled)).field == "id"
+    assert decode(cards_decoder, {**CARD, "id": -0}).id == "0"
+
+
+@pytest.mark.parametrize("text", ["12.5", "-3", "0", "1e3", "1E-2", " 7 "])
+def test_a_number_as_text_is_a_number_only_where_the_settings_say_so(cards, text):
+    refused = refusal(limited(cards), body(amount=text))
+    assert refused.message == f'amount: "{text}"; expected a number between -1e+30 and 1e+30'
+    loose = limited(cards, numbers_as_text=True)
+    taken = loose.decode(body(amount=text))
+    assert taken == loose.decode(body(amount=float(text)))
+    assert limited(cards).decode_stored(stored(taken)) == taken, "the journal has a number"
+    assert loose.decode(body(time="1600000000000")).time == 1_600_000_000_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "1 2", "1,5", "NaN", "nan", "Infinity", "-inf", "1e999", "1e31", "0x10", "1_000", "٣", "true", "+1"],
+)
+def test_a_text_that_json_would_not_spell_as_a_number_never_is_one(cards, text):
+    for decoder in (limited(cards), limited(cards, numbers_as_text=True)):
+        refused = refusal(decoder, body(amount=text))
+        assert (refused.status, refused.field) == (422, "amount")
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (body(amount=True), "amount: true; expected a number between -1e+30 and 1e+30"),
+        (body(user=1.5), "user: 1.5; expected a string that is not empty or an integer"),
+        (body(user=""), 'user: ""; expected a string that is not empty or an integer'),
+        (body(kind={"a": [1]}), 'kind: {"a": [1]}; expected a string, a number, true, false or null'),
+        (without("time"), "time: missing; expected a time in milliseconds since 1970"),
+        (body(time="soon"), 'time: "soon"; expected a time in milliseconds since 1970'),
+        (b"[1, 2]", "the body: [1, 2]; expected an object with the fields of one transaction"),
+        (b"", "the body is empty; expected JSON"),
+        (b" \n", "the body is empty; expected JSON"),
+        (b"\xef\xbb\xbf" + body(), "the body begins with a byte order mark; expected JSON in UTF-8 without one"),
+        (
+            json.dumps(CARD).encode("utf-16"),
+            "the body begins with a byte order mark; expected JSON in UTF-8 without one",
+        ),
+    ],
+)
+def test_a_message_has_the_field_what_was_seen_and_what_is_expected(cards_decoder, sent, words):
+    assert refusal(cards_decoder, sent).message == words
+
+
+@pytest.mark.parametrize("spelled", [b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"])
+def test_bad_utf_8_is_refused_also_where_nobody_looks(cards_decoder, spelled):
+    """msgspec skips what is not declared without decoding it."""
+    for sent in (body(note="?").replace(b"?", spelled), body(user="?").replace(b"?", spelled),
+                 body()[:-1] + b', "' + spelled + b'": 1}'):  # fmt: skip
+        refused = refusal(cards_decoder, sent)
+        assert (refused.status, refused.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("change", [{"longest_text": 0}, {"max_labels": 0}])
+def test_a_limit_that_lets_nothing_through_is_no_setting(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is 0; expected 1 or more"):
+        InputSettings(**change)
+
+
 # ---- content and derived ids
 
 
@@ -455,3 +653,61 @@ def test_labels_come_as_an_array_of_objects(sent, status):
     with pytest.raises(RequestError) as caught:
         decode_labels(sent)
     assert caught.value.status == status
+
+
+def labels_refused(sent: bytes, **limits: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decode_labels(sent, Limits(InputSettings(**limits), now=lambda: 1_700_000_000_000))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"known_at": -1}, "known_at"),
+        ({"known_at": "1969-12-31"}, "known_at"),
+        ({"known_at": 1_700_086_400_001}, "known_at"),
+        ({"transaction_id": "x" * 257}, "transaction_id"),
+        ({"transaction_id": "a\tb"}, "transaction_id"),
+        ({"source": "s" * 257}, "source"),
+        ({"source": "\x1b[2J"}, "source"),
+        ({"is_fraud": 10**400}, "is_fraud"),
+    ],
+)
+def test_labels_have_the_limits_of_transactions(change, field):
+    good = {"transaction_id": 1, "is_fraud": True}
+    refused = labels_refused(json.dumps([good, {**good, **change}]).encode())
+    assert (refused.status, refused.code, refused.field) == (422, "invalid_field", field)
+    assert refused.message.startswith(f"[1].{field}: ")
+    assert len(refused.message) < 250
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        (b'[{"transaction_id": 1, "is_fraud": true, "is_fraud": false}]', 422, "'is_fraud': stands twice"),
+        (b'[{"transaction_id": 1, "is_fraud": true, "x": {"y": 1, "y": 2}}]', 422, "'y': stands twice"),
+        (b'[{"transaction_id": 1, "is_fraud": true, "x": "\xff"}]', 400, "utf-8"),
+        (b'[{"transaction_id": 1, "is_fraud": 1.0}]', 422, "[0].is_fraud: 1.0; expected true, false, 1 or 0"),
+        (
+            b'[{"transaction_id": 1, "is_fraud": true}, {"is_fraud": true}]',
+            422,
+            "[1].transaction_id: missing; expected",
+        ),
+        (b'[{"transaction_id": 1, "is_fraud": true}, 5]', 422, "[1].: 5; expected an object"),
+        (b'{"transaction_id": 1}', 422, "the body: {"),
+        (b"[" * 100_000, 400, "nested too deep"),
+        (b"[" + b'{"transaction_id": 1, "is_fraud": true},' * 4 + b"{}]", 422, "[4].transaction_id: missing"),
+    ],
+)
+def test_labels_that_are_refused_say_which_and_why(sent, status, words):
+    refused = labels_refused(sent)
+    assert refused.status == status
+    assert words.replace("[1].:", "[1]:") in refused.message
+
+
+def test_more_labels_than_the_limit_are_a_413():
+    one = b'{"transaction_id": 1, "is_fraud": true}'
+    assert len(decode_labels(b"[" + b",".join([one] * 3) + b"]", Limits(InputSettings(max_labels=3)))) == 3
+    refused = labels_refused(b"[" + b",".join([one] * 4) + b"]", max_labels=3)
+    assert (refused.status, refused.code) == (413, "batch_too_large")

@@ -43,7 +43,7 @@ def folded(service: Service, bundle: Bundle, cuts: list[int]) -> tuple[UserTable
     graph = SequenceGraph(bundle.sequence, bundle.manifest.graph)
     slots, integers, values = [], [], []
     for record in service.journal.after(0):
-        transaction = service._decoder.decode_stored(record)
+        transaction = service.decoder.decode_stored(record)
         slots.append(users.slot(transaction.user))
         integers.append([transaction.time, *transaction.categories])
         numbers = transaction.numbers[: bundle.manifest.graph.numeric]

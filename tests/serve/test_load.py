@@ -13,8 +13,10 @@ from seqfraud.bulk import read_for_bundle, score_table
 from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError, RunError
 from seqfraud.table import MISSING, Transactions
+from serve import replay as replaying
 from serve.arrivals import arrivals
 from serve.load import GROUP, load
+from serve.replay import Client, replay
 from serve.service import Service
 
 HOUR = 3_600_000
@@ -163,7 +165,7 @@ def test_a_row_that_is_refused_is_named_and_those_before_it_stay(cards, history,
         changed[5] += 1
         other = Transactions(**{**vars(history), "numbers": changed})
         before = memory_of(service)
-        with pytest.raises(RequestError, match=r"row 6: transaction '5' was scored before with other content"):
+        with pytest.raises(RequestError, match=r"row 6: a transaction of this id was scored before with other content"):
             load(service, other)
         assert memory_of(service) == before
     with Service(cards, tmp_path) as service:
@@ -214,3 +216,27 @@ def test_missing_labels_are_never_said(history):
     unknown = set(np.array(history.id_texts())[history.label == MISSING])
     assert len(unknown) > 10
     assert unknown.isdisjoint(x[0] for x in said(history) if len(x) == 3)
+
+
+class Recorder(Client):
+    """Takes what a replay sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any]] = []
+
+    def call(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
+        self.sent.append((path, content))
+        return 200, {"transaction_id": "x", "fraud_probability": 0.5, "decision": "review", "duplicate": False}
+
+
+def test_a_replay_sends_no_more_labels_at_once_than_a_service_takes(history, monkeypatch):
+    whole, pieces = Recorder(), Recorder()
+    replay(whole, history, DELAY)
+    monkeypatch.setattr(replaying, "LABELS", 2)
+    done = replay(pieces, history, DELAY)
+    sizes = [[len(content) for path, content in r.sent if path == "/v1/labels"] for r in (whole, pieces)]
+    assert max(sizes[0]) > 2
+    assert max(sizes[1]) == 2
+    assert done.labels == sum(sizes[0]) == sum(sizes[1])
+    labels = [[label for path, content in r.sent if path == "/v1/labels" for label in content] for r in (whole, pieces)]
+    assert labels[0] == labels[1]

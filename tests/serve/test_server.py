@@ -23,14 +23,18 @@ from serve.app import ServiceLike
 from serve.server import ServerSettings, _Gateway
 
 LIMIT_S = 10.0
+JSON = {"Content-Type": "application/json"}
 
 SCRIPT = textwrap.dedent(
     '''
     """Serves a fake service. Arguments: a folder for signs, then settings as JSON."""
-    import json, logging, os, sys, time
+    import json, os, sys, time
     from pathlib import Path
     from seqfraud.errors import ConfigError, RequestError
-    from serve.server import ServerSettings, serve_forever
+    from serve.limits import LimitSettings
+    from serve.logs import AccessLog, LogSettings, configure_logs
+    from serve.overload import OverloadSettings
+    from serve.server import Door, ServerSettings, serve_forever
 
     signs = Path(sys.argv[1])
     settings = json.loads(sys.argv[2])
@@ -73,10 +77,15 @@ SCRIPT = textwrap.dedent(
         def ready(self):
             return True
 
+        def degraded(self):
+            return False
+
         def close(self):
             say("closed")
 
     broken = settings.pop("broken", False)
+    overload = OverloadSettings(**settings.pop("overload", {}))
+    limits = LimitSettings(**settings.pop("limits", {}))
 
     def make():
         say("making")
@@ -84,11 +93,11 @@ SCRIPT = textwrap.dedent(
             raise ConfigError("the bundle is broken")
         return Service()
 
-    if settings.get("log_access"):
-        logging.getLogger("serve.access").setLevel(logging.INFO)
-        logging.getLogger("serve.access").addHandler(logging.StreamHandler(sys.stdout))
+    door = Door()
+    if settings.pop("log_access", False):
+        door = Door(access=AccessLog(configure_logs(LogSettings(access=True), descriptor=1)))
     try:
-        sys.exit(serve_forever(make, ServerSettings(**settings)))
+        sys.exit(serve_forever(make, ServerSettings(**settings), door, overload, limits))
     except ConfigError as error:
         sys.exit(str(error))
     '''
@@ -139,7 +148,7 @@ class Server:
 
     def request(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
         with contextlib.closing(self.connect()) as connection:
-            connection.request(method, url, body=body)
+            connection.request(method, url, body, JSON)
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -198,7 +207,7 @@ def test_answers_and_keeps_the_connection(shared: Server) -> None:
     with contextlib.closing(shared.connect()) as connection:
         ports = set()
         for i in range(3):
-            connection.request("POST", "/v1/score", body=b"[%d]" % i)
+            connection.request("POST", "/v1/score", b"[%d]" % i, JSON)
             ports.add(connection.sock.getsockname()[1])
             answer = connection.getresponse()
             assert (answer.status, answer.read()) == (200, b"[%d]" % i)
@@ -234,7 +243,7 @@ def test_a_body_too_large_is_told_so(shared: Server, url: str, size: int) -> Non
 def test_a_chunked_body_is_read_up_to_the_limit(shared: Server, url: str) -> None:
     for chunks, status in (([b"[1,", b"2]"], 200), ([b"x" * 600, b"y" * 600], 413)):
         with contextlib.closing(shared.connect()) as connection:
-            connection.request("POST", url, body=iter(chunks), encode_chunked=True)
+            connection.request("POST", url, iter(chunks), JSON, encode_chunked=True)
             assert connection.getresponse().status == status
 
 
@@ -252,7 +261,7 @@ def test_concurrent_requests_get_their_own_answers(shared: Server) -> None:
             good = []
             for i in range(20):
                 body = json.dumps({"nap": [number, i]}).encode()
-                connection.request("POST", "/v1/score", body=body)
+                connection.request("POST", "/v1/score", body, JSON)
                 answer = connection.getresponse()
                 good.append((answer.status, answer.read()) == (200, body))
             return good
@@ -377,8 +386,11 @@ def test_the_access_log_is_said_when_asked_for(start: Start) -> None:
     assert server.request("GET", "/v1/users/a%20b") == (200, b"{}")
     code, lines, _ = server.stop()
     assert code == 0
-    assert lines[0].startswith("127.0.0.1 POST '/v1/score' 200 ")
-    assert lines[1].startswith("127.0.0.1 GET '/v1/users/a b' 200 ")
+    said = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(line["method"], line["route"], line["status"], line["bytes_out"]) for line in said] == [
+        ("POST", "/v1/score", 200, 3),
+        ("GET", "/v1/users/{user}", 200, 2),
+    ]
 
 
 class Gate:
@@ -391,6 +403,9 @@ class Gate:
     def ready(self) -> bool:
         self.entered.set()
         return self.open.wait(LIMIT_S)
+
+    def degraded(self) -> bool:
+        return False
 
 
 class Caller(threading.Thread):

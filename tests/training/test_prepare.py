@@ -425,3 +425,20 @@ def test_preparing_needs_few_bytes_per_row(tmp_path: Path) -> None:
     measured = json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
     assert measured["rows"] > 400_000
     assert measured["bytes_per_row"] < BYTES_PER_ROW
+
+
+def test_what_looks_like_a_card_is_never_in_a_vocabulary(tmp_path: Path) -> None:
+    """The service would hash it and so find it unseen; said in the report, for it may be a merchant's number."""
+    card = "4111111111111111"
+    kinds = [("a", card, "c")[k % 3] for k in range(240)]
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({**columns(), "kind": kinds}), path)
+    features = 'numeric = ["amount"]\ncategorical = ["kind"]\nmin_count = 1'
+    prepared = prepare(config_of(features), path)
+    assert prepared.vocabularies == (Vocabulary("kind", ("a", "c")),)
+    (finding,) = [f for f in prepared.cleaning["findings"] if f["reason"] == "looks like a card number"]
+    assert (finding["column"], finding["rows"], finding["examples"]) == ("kind", 80, ["row 2"])
+    assert finding["share"] == 80 / 240
+    assert card not in json.dumps(prepared.cleaning)
+    kept = prepare(config_of(features, rest='[identifiers]\ncolumns = { kind = "keep" }'), path)
+    assert set(kept.vocabularies[0].values) == {"a", "c", card}

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from seqfraud.config import DAY_MS, Config, load_config, parse_instant
+from seqfraud.config import DAY_MS, Config, IdentifiersConfig, load_config, parse_config, parse_instant
 from seqfraud.errors import ConfigError, DataError
+from seqfraud.identifiers import looks_like_card
 from training.proposal import Given, Proposal, inspect_file, propose, propose_split, write_config
 from training.run import train_run
 from training.simulate import Simulation, simulate
@@ -512,3 +513,23 @@ def test_the_sparkov_data(tmp_path: Path) -> None:
     assert "category" in features.categorical
     assert features.geo == (("merch_lat", "merch_long"),)
     assert "unix_time" in [choice.column for choice in proposal.of("left out")]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_users_that_look_like_cards_are_commented_on(tmp_path: Path, form: str) -> None:
+    cards = [int(f"{n}{c}") for n in range(400_000_000_000_000, 400_000_000_000_080)
+             for c in range(10) if looks_like_card(f"{n}{c}")]  # fmt: skip
+    path = file(tmp_path, form, customer=lambda d: np.array(cards)[d.user])
+    config, _ = proposed(path, tmp_path)
+    text = (tmp_path / "my.toml").read_text()
+    assert config.identifiers == IdentifiersConfig()
+    assert '# [identifiers]\n# columns = { "customer" = "hash" }\n' in text
+    hashed = parse_config(text.replace("# [identifiers]\n# columns", "[identifiers]\ncolumns"), "my.toml")
+    assert hashed.identifiers.columns == {"customer": "hash"}
+    assert not any(str(card) in text for card in cards)
+
+
+def test_users_that_do_not_are_not(tmp_path: Path) -> None:
+    """Of 16-digit counters one in ten looks like a card."""
+    proposed(file(tmp_path, customer=lambda d: 4_000_000_000_000_000 + d.user), tmp_path)
+    assert "identifiers" not in (tmp_path / "my.toml").read_text()

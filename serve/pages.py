@@ -1,0 +1,32 @@
+"""What the edge serves besides answers: pages that change only with the model in force."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.hug_compat import falcon
+
+__all__ = ["Page"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Bytes that are made once. Asking again with its ETag costs a 304."""
+
+    content: bytes
+    content_type: str
+    headers: tuple[tuple[str, str], ...] = ()
+    etag: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "etag", f'"{hashlib.sha256(self.content).hexdigest()[:32]}"')
+
+    def put(self, request: Any, response: Any) -> None:
+        """Answers a request."""
+        response.set_headers((("etag", self.etag), ("cache-control", "no-cache"), *self.headers))
+        known = request.env.get("HTTP_IF_NONE_MATCH", "")
+        if known.strip() == "*" or self.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+            response.status = falcon.HTTP_304
+            return
+        response.content_type = self.content_type
+        response.data = self.content
