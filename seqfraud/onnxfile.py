@@ -30,7 +30,8 @@ MAX_NAME = 1024
 IR_VERSIONS = range(3, 11)
 OPSETS = {"": range(17, 18), "ai.onnx.ml": range(1, 4)}
 STANDARD = """
-Abs Add Asin Cast Clip Concat Constant ConstantOfShape Cos Div Equal Expand Floor GRU Gather GatherElements Gemm Identity
+Abs Add Asin Cast Clip Concat Constant ConstantOfShape Cos Div Equal Exp Expand Floor GRU Gather GatherElements Gemm
+GreaterOrEqual Identity
 IsNaN Log MatMul Mod Mul Or Pow ReduceSum Relu Reshape Shape Sigmoid Sign Sin Slice Split Sqrt Squeeze Sub Transpose
 Unsqueeze Where
 """

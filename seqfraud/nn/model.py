@@ -28,8 +28,8 @@ CLOCK = ((DAY_MS, 1), (DAY_MS, 2), (WEEK_MS, 1), (WEEK_MS, 2))
 SURPRISE_KNOTS = tuple(range(-2, 6))
 """In standard deviations: where the piecewise-linear units of a surprise begin, each one wide."""
 LARGEST_SURPRISE = 10.0
-LOG_SPREAD = (-2.5, 4.0)
-"""Bounds of the logarithm of a forecast's spread; a narrower one would amplify what two graphs differ by."""
+LOG_PRECISION = (-4.0, 2.5)
+"""Bounds of the logarithm of 1 / spread of a forecast; a narrower one would amplify what two graphs differ by."""
 UNKNOWN = -1.0
 """Gap, distance and speed of a first event; its logarithm, -log 2, is below that of every real one."""
 
@@ -219,11 +219,11 @@ class Forecast(nn.Module):
         Returns:
             The surprise, and the negative log-likelihood of each value under a normal distribution, without its constant.
         """
-        mean, log_spread = torch.split(self.linear(state), self.count, dim=-1)
-        log_spread = torch.clamp(log_spread, *LOG_SPREAD)
+        mean, log_precision = torch.split(self.linear(state), self.count, dim=-1)
+        log_precision = torch.clamp(log_precision, *LOG_PRECISION)
         known = (values >= self.least).to(scaled.dtype)
-        away = known * torch.clamp((scaled - mean) * torch.exp(-log_spread), -LARGEST_SURPRISE, LARGEST_SURPRISE)
-        return away, 0.5 * away * away + known * log_spread
+        away = torch.clamp((scaled - mean) * torch.exp(log_precision), -LARGEST_SURPRISE, LARGEST_SURPRISE) * known
+        return away, 0.5 * away * away - known * log_precision
 
     def units(self, away: Tensor) -> Tensor:
         """Surprises [..., Q] as inputs of the head [..., Q * (1 + knots)]: as they are, and piecewise-linear."""

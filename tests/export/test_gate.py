@@ -79,6 +79,7 @@ def make_run(folder: Path) -> Run:
         layers=2,
         input_width=8,
         head_width=6,
+        forecast=True,
         embedding=3,
     )
     torch.manual_seed(1)

@@ -70,6 +70,7 @@ def make_model(
         layers=layers,
         input_width=7,
         head_width=5,
+        forecast=True,
         embedding=3,
     )
     torch.manual_seed(5)

@@ -353,7 +353,7 @@ def test_a_surprise_is_the_distance_from_the_forecast_in_its_spread() -> None:
     assert model.spec.forecasts == (0, gap, gap + 1)
     with torch.no_grad():
         forecast.linear.weight.zero_()
-        forecast.linear.bias.copy_(torch.tensor([0.5, 1.0, -1.0, math.log(2), 0.0, 9.0]))
+        forecast.linear.bias.copy_(torch.tensor([0.5, 1.0, -1.0, -math.log(2), 0.0, 9.0]))
     scaled = torch.tensor([[2.5, 3.0, 99.0]])
     away, loss = forecast.surprise(torch.zeros(1, 5), scaled, torch.tensor([[-7.0, 0.0, -math.log(2)]]))
     expected = [1.0, 2.0, 0.0]  # the distance is not known: below 0, unlike the number, which may be negative
