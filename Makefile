@@ -32,6 +32,7 @@ crash: setup
 # a million generated bodies at the decoder, the app and a server process: about ten minutes
 fuzz: setup
 	$(BIN)/python -m benchmarks.fuzz --write
+	$(BIN)/python -m benchmarks.api_fuzz --examples 100
 
 lint: setup
 	$(BIN)/ruff check .

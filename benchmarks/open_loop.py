@@ -128,7 +128,7 @@ class Client:
 
 
 def _framed(body: bytes) -> bytes:
-    return b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    return b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 def _whole(data: bytes) -> bool:

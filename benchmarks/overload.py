@@ -84,7 +84,7 @@ class Bench:
             self._first += 1
             row = {"id": f"a{self._first}", "user": "u1", "time": 1_760_000_000_000, "amount": 1.0}
             began = time.perf_counter()
-            connection.request("POST", "/v1/score", json.dumps(row))
+            connection.request("POST", "/v1/score", json.dumps(row), {"Content-Type": "application/json"})
             answer = connection.getresponse()
             answer.read()
             if answer.status != 200:
@@ -145,7 +145,7 @@ def slow_clients(port: int) -> Iterator[None]:
     """Clients that send a part and fall silent; those that are cut off come back."""
     parts = {
         "half a header": b"POST /v1/score HTTP/1.1\r\nHo",
-        "half a body": b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{",
+        "half a body": b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{",
         "silent": b"",
     }
     stop = threading.Event()

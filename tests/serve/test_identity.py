@@ -333,12 +333,6 @@ def _only_fields(journal: Any, key: str, value: str) -> None:
         journal._notes[key] = value
 
 
-def test_a_bundle_from_before_there_was_a_policy_opens(cards):
-    """What it was trained to know by its own spelling stays known."""
-    raw = json.loads(json.dumps(cards.manifest.as_dict()))
-    del raw["identifiers"]
-    assert Manifest.from_dict(raw).identifiers == IdentifiersConfig()
-    raw["vocabularies"][0]["values"] = ["a", CARD]
-    assert Manifest.from_dict(raw).identifiers == IdentifiersConfig(columns={"kind": "keep"})
+def test_a_policy_is_part_of_the_manifest(cards):
     again = replace(cards.manifest, identifiers=IdentifiersConfig("keep", {"user": "hash"}))
     assert Manifest.from_dict(json.loads(json.dumps(again.as_dict()))).identifiers == again.identifiers
