@@ -308,6 +308,8 @@ def test_the_unrolled_loop_is_right_for_the_length_of_the_example(run: Run) -> N
         expected, got = run.model(case), UnrolledLoop(run.model, filled_up=True)(case)
     real = torch.arange(EXAMPLE_EVENTS) < case["length"][:, None]
     for name, value in expected.items():
+        if name == "forecast_loss":  # of training, no output of a graph
+            continue
         pair = (got[name][real], value[real]) if name in ("logit", "probability") else (got[name], value)
         torch.testing.assert_close(*pair, rtol=0, atol=1e-5, equal_nan=True)
 
