@@ -189,8 +189,12 @@ def fit(
     progress: Progress | None = None,
     keep: ResumeFile | None = None,
     resume: bool = False,
+    refit: bool = False,
 ) -> Fit:
     """Train in place and leave the weights of the best validation epoch in the model.
+
+    With `refit` the number of epochs was chosen before: validation rows are train rows too, nothing is measured, and the
+    last epoch's weights stay.
 
     With `keep` the fit is written to that file after every epoch, and with `resume` it goes on from there, to the result
     that it would have had.
@@ -201,10 +205,10 @@ def fit(
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     encoded = prepared.encoded
-    trained = encoded.until(prepared.split.validation_start)
+    trained = encoded.until(prepared.split.train_end if refit else prepared.split.validation_start)
     watched = encoded.until(prepared.split.train_end)
     target = torch.from_numpy((prepared.label == 1).astype(np.float32)).to(device)
-    use = prepared.rows.train
+    use = prepared.rows.train | prepared.rows.validation if refit else prepared.rows.train
     data = DeviceData(encoded, device)
     model.to(device)
     mixed = settings.mixed_precision and device.type == "cuda"
@@ -254,12 +258,15 @@ def fit(
             if progress:
                 progress(epoch, (g + 1) / len(groups), events, None)
         seconds = time.perf_counter() - began
-        logits = score_logits(model, data, watched, settings.events_per_chunk)
-        figure = average_precision(prepared.label[validation], logits[validation].astype(np.float64))
-        assert figure is not None  # `rows_of` refuses validation rows without a fraud
+        figure = math.nan
+        if not refit:
+            logits = score_logits(model, data, watched, settings.events_per_chunk)
+            measured = average_precision(prepared.label[validation], logits[validation].astype(np.float64))
+            assert measured is not None  # `rows_of` refuses validation rows without a fraud
+            figure = measured
         report = Epoch(epoch + 1, loss_sum / max(labelled, 1), figure, events / seconds, seconds)
         done.history.append(report)
-        if figure > done.best:
+        if refit or figure > done.best:
             done.best, done.best_epoch, done.best_weights = figure, epoch + 1, _copy(model)
         if keep:
             keep.save(done, model, optimizer, rng)
