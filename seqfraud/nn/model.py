@@ -362,7 +362,8 @@ class SequenceModel(nn.Module):
     def score(self, sides: list[Tensor], direct: Tensor) -> Tensor:
         """Logit [...] of the head's inputs: the GRU's output, its input, the surprises, and what comes directly."""
         hidden = torch.relu(direct + self.head(torch.cat(sides, dim=-1)))
-        return self.output(self.dropout(hidden))[..., 0]
+        logit: Tensor = self.output(self.dropout(hidden))[..., 0]
+        return logit
 
     def calibrated(self, logit: Tensor) -> Tensor:
         """Probability of fraud."""
