@@ -16,6 +16,7 @@ from seqfraud.cli import main
 from seqfraud.errors import ConfigError, RequestError
 from serve.app import ServiceLike, create_app
 from serve.keys import LABEL, SCORE, Keyring, add_key, key_from, read_keys, revoke_key
+from serve.limits import LimitSettings, RateLimiter
 from serve.pages import Page
 
 NOW = 1_700_000_000.0
@@ -390,6 +391,25 @@ def test_the_routes_of_the_app_are_all_in_this_table() -> None:
 def test_without_keys_everybody_may_do_everything() -> None:
     app = create_app(cast(ServiceLike, Service()))
     assert {ask(app, method, path, None, io.BytesIO(b"{}"))[0] for method, path, *_ in ROUTES} == {200}
+
+
+def test_a_rate_limit_counts_each_key_by_itself_and_strangers_not_at_all(file: Path) -> None:
+    first, second = add_key(file, ["score"], NOW)[1], add_key(file, ["score"], NOW)[1]
+    limiter = RateLimiter(LimitSettings(requests_per_second=1e-6, burst=2))
+    service = Service()
+    app = create_app(cast(ServiceLike, service), keys=Keyring(file, clock=lambda: NOW), limiter=limiter)
+
+    def post(key: str | None) -> tuple[int, dict[str, str], bytes]:
+        return ask(app, "POST", "/v1/score", key, io.BytesIO(b"{}"))
+
+    assert [post("sfk_unknown")[0] for _ in range(3)] == [401] * 3
+    assert [post(first)[0] for _ in range(3)] == [200, 200, 429]
+    status, headers, body = post(first)
+    assert (status, json.loads(body)["error"]["code"]) == (429, "too_many_requests")
+    assert int(headers["retry-after"]) > 1000
+    assert [post(second)[0] for _ in range(3)] == [200, 200, 429]
+    assert ask(app, "GET", "/healthz", first, io.BytesIO())[0] == 200
+    assert service.asked == ["score"] * 4
 
 
 # ---- the command, and the client's side
