@@ -113,6 +113,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         input_width=config.model.input_width,
         head_width=config.model.head_width,
         embedding=config.model.embedding,
+        forecast=config.model.forecast,
     )
     torch.manual_seed(seed)
     model = SequenceModel(spec, graph)
@@ -133,7 +134,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
             "event_time": 1_600_000_000_000 + rng.integers(0, 7_200_000, size).cumsum(axis=1),
             "numeric": rng.lognormal(3, 1.5, (*size, spec.numeric)).astype(np.float32),
             "categorical": rng.integers(1, 2 + len(KINDS), (*size, len(vocabularies))),
-            "context": rng.choice([-1.0, 0.0, 1.0, 3.0, 100.0, 5000.0], (*size, spec.context)).astype(np.float32),
+            "context": rng.choice([-1.0, 0.0, 0.01, 0.3, 1.0, 3.0], (*size, spec.context)).astype(np.float32),
             "length": np.full(size[0], size[1]),
         }
         states = model.initial_states(size[0], torch.device("cpu"))

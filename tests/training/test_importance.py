@@ -137,8 +137,8 @@ def test_figures_are_differences_to_the_rows_as_they_are(trained: Fitted, measur
     assert measured.rows == mask.sum()
     assert measured.frauds == (prepared.label[mask] == 1).sum()
     assert measured.permuted_rows == in_validation(prepared).sum() > measured.rows  # the unlabelled ones too
+    assert sum(len(set(figure.permuted)) > 1 for figure in measured.figures) > 1  # noise may change nothing
     for figure in measured.figures:
-        assert len(set(figure.permuted)) > 1
         assert figure.mean == pytest.approx(measured.average_precision - np.mean(figure.permuted))
         assert figure.deviation == pytest.approx(np.std(figure.permuted, ddof=1))
 
