@@ -40,7 +40,7 @@ class OverloadSettings:
     """`[overload]`: how long requests, and clients, may take.
 
     - max_wait_ms: a request that was not begun so long after it came is refused, with 503 and Retry-After. More than the
-      time in which `max_connections` refusals are made (about 50 ms), or under the worst load nothing else is done.
+      time in which `max_connections` refusals are made, or under the worst load nothing else is done.
     - request_timeout_ms: what a batch has not begun by then is refused; a client may ask for less by the header
       X-Request-Timeout-Ms, which holds for single transactions too.
     - batches_at_a_time: of requests with more than 4 KiB; all of them together only make each other late.
