@@ -1,5 +1,6 @@
 """What the service answers, as types: one is encoded from its type, all are in the API's description."""
 
+import json
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +11,17 @@ from seqfraud.context import ContextSpec
 from seqfraud.policy import Decision, Thresholds
 from seqfraud.schema import Schema
 
-__all__ = ["Answer", "Error", "LabelCounts", "ModelInForce", "Refusal", "State", "UserEvent", "UserHistory"]
+__all__ = [
+    "Answer",
+    "Error",
+    "LabelCounts",
+    "ModelInForce",
+    "Refusal",
+    "State",
+    "UserEvent",
+    "UserHistory",
+    "refusal_body",
+]
 
 
 def _said(description: str, **constraints: Any) -> msgspec.Meta:
@@ -95,3 +106,8 @@ class Refusal(msgspec.Struct):
     """The one shape of every error."""
 
     error: Error
+
+
+def refusal_body(code: str, message: str, field: str = "") -> bytes:
+    """A `Refusal` as JSON; by `json`, which also writes what is no Unicode."""
+    return json.dumps({"error": {"code": code, "message": message, "field": field}}).encode()

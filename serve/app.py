@@ -14,7 +14,6 @@ A route says whom it is for where it is declared; its key is asked for before it
 """
 
 import functools
-import json
 import logging
 import re
 import time
@@ -25,6 +24,7 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 
 from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
+from serve.answers import refusal_body
 from serve.decoding import TransactionDecoder
 from serve.description import Description
 from serve.hug_compat import falcon, hug
@@ -331,7 +331,7 @@ def _answer_refusal(request: Any, response: Any, error: RequestError, params: ob
     response.status = falcon.get_http_status(error.status)
     if error.retry_after is not None:
         response.set_header("Retry-After", str(error.retry_after))
-    response.data = _error_body(error.code, error.message, error.field)
+    response.data = refusal_body(error.code, error.message, error.field)
 
 
 def _answer_http_error(request: Any, response: Any, error: Any, params: object) -> None:
@@ -341,7 +341,7 @@ def _answer_http_error(request: Any, response: Any, error: Any, params: object) 
     if error.headers is not None:
         response.set_headers(error.headers)
     code = error.status[4:].lower().replace(" ", "_")
-    response.data = _error_body(code, _EXPLANATIONS.get(code, error.status), "")
+    response.data = refusal_body(code, _EXPLANATIONS.get(code, error.status))
 
 
 _EXPLANATIONS = {
@@ -355,8 +355,4 @@ def _answer_crash(request: Any, response: Any, error: Exception, params: object)
     noted = {"request_id": request.env.get("seqfraud.request_id")}
     _log.error("%s %s failed", request.method, request.uri_template, exc_info=error, extra=noted)
     response.status = falcon.HTTP_500
-    response.data = _error_body("internal", "the service failed; its log has the reason", "")
-
-
-def _error_body(code: str, message: str, field: str) -> bytes:
-    return json.dumps({"error": {"code": code, "message": message, "field": field}}).encode()
+    response.data = refusal_body("internal", "the service failed; its log has the reason")

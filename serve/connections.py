@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from seqfraud.errors import RequestError
-from serve.overload import Admission, OverloadSettings, QueueClock, refusal_body
+from serve.answers import refusal_body
+from serve.overload import Admission, OverloadSettings, QueueClock
 
 __all__ = ["Guard"]
 
@@ -206,8 +206,8 @@ class Door:
         self._listener = listener
         self._ready = ready
         self._tls = tls
-        error = RequestError(503, "overloaded", "the service has as many connections as it can; ask again")
-        self._refusal = _response("503 Service Unavailable", refusal_body(error), retry_after)
+        body = refusal_body("overloaded", "the service has as many connections as it can; ask again")
+        self._refusal = _response("503 Service Unavailable", body, retry_after)
         self._standing = 0
         self._guests: dict[int, float] = {}
         self._leaving: dict[int, float] = {}

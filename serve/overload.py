@@ -6,7 +6,6 @@ those that have not come out yet say how long, at least, what comes out now has 
 """
 
 import contextlib
-import json
 import math
 import secrets
 import socket
@@ -20,8 +19,9 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from seqfraud.errors import RequestError
+from serve.answers import refusal_body
 
-__all__ = ["ALWAYS_ANSWERED", "Admission", "OverloadSettings", "QueueClock", "refusal_body"]
+__all__ = ["ALWAYS_ANSWERED", "Admission", "OverloadSettings", "QueueClock"]
 
 ALWAYS_ANSWERED = ("/healthz", "/readyz")
 
@@ -252,12 +252,7 @@ def _refuse(start_response: StartResponse, error: RequestError) -> list[bytes]:
     if error.retry_after is not None:
         headers.append(("retry-after", str(error.retry_after)))
     start_response(f"{error.status} {HTTPStatus(error.status).phrase}", headers)
-    return [refusal_body(error)]
-
-
-def refusal_body(error: RequestError) -> bytes:
-    """The one shape of errors."""
-    return json.dumps({"error": {"code": error.code, "message": error.message, "field": error.field}}).encode()
+    return [refusal_body(error.code, error.message, error.field)]
 
 
 class QueueClock:

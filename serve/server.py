@@ -33,6 +33,7 @@ from granian import _futures, _granian
 from granian.http import HTTP1Settings
 
 from seqfraud.errors import ConfigError
+from serve.answers import refusal_body
 from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
 from serve.connections import Guard
 from serve.headers import stamped
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_INTERNAL = b'{"error": {"code": "internal", "message": "the server failed", "field": ""}}'
+_INTERNAL = refusal_body("internal", "the server failed")
 
 _FOREVER_SECONDS = 10**8
 
