@@ -39,8 +39,8 @@ SCRIPT = textwrap.dedent(
     signs = Path(sys.argv[1])
     settings = json.loads(sys.argv[2])
 
-    def say(*words):
-        print(*words, flush=True)
+    def say(word):  # one write: several threads say something
+        os.write(1, word.encode() + bytes([10]))
 
     class Service:
         def score(self, body):
