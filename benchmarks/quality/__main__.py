@@ -1,0 +1,58 @@
+"""Detection quality, measured.
+
+    python -m benchmarks.quality [--setting week|all] [--seeds 3] [--validation]
+
+Writes benchmarks/results/handbook_quality.json, and the scores of seed 0 as handbook_scores.parquet beside it; a run that is
+in the result already is not made again.
+"""
+
+import argparse
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from benchmarks.processes import RESULTS, environment
+from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, run, summary
+from seqfraud.files import replaced_file
+
+RESULT, SCORES = "handbook_quality.json", "handbook_scores.parquet"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=("week", "all"), action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--validation", action="store_true", help="the weeks that settings are chosen on; writes nothing"
+    )
+    options = parser.parse_args()
+    settings = options.setting or ["week", "all"]
+    if options.validation:
+        for setting in settings:
+            print(json.dumps(run(setting, VALIDATION_FOLD, 0)[0]), flush=True)
+        return
+    file, scores = RESULTS / RESULT, RESULTS / SCORES
+    for seed in range(options.seeds):
+        for setting in settings:
+            for fold in FOLDS:
+                # read at each turn: two processes, a setting each, may write by turns
+                rows = json.loads(file.read_text())["runs"] if file.is_file() else []
+                if any((r["setting"], r["fold"], r["seed"]) == (setting, fold, seed) for r in rows):
+                    continue
+                row, table = run(setting, fold, seed)
+                print(json.dumps(row), flush=True)
+                rows = json.loads(file.read_text())["runs"] if file.is_file() else []
+                rows = sorted([*rows, row], key=lambda r: (r["setting"], r["seed"], r["fold"]))
+                result = {**environment(), "summary": summary(rows), "runs": rows}
+                with replaced_file(file) as temporary:
+                    temporary.write_text(json.dumps(result, indent=1) + "\n")
+                if seed == 0:
+                    before = [parquet.read_table(scores)] if scores.is_file() else []
+                    with replaced_file(scores) as temporary:
+                        parquet.write_table(pa.concat_tables([*before, table]), temporary, compression="zstd")
+    print(json.dumps(json.loads(file.read_text())["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

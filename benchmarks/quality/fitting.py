@@ -1,0 +1,43 @@
+"""The GRU on one split: fitted for a number of epochs that was chosen before, every row up to the test end scored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqfraud.nn.model import SequenceModel
+from training.loop import DeviceData, fit, pick_device, score_logits
+from training.prepare import Prepared, fit_scaling
+
+
+@dataclass(frozen=True)
+class FittedGru:
+    """A model that was fitted on train and validation rows, and what it says.
+
+    Attributes:
+        logit: float64 [N], over encoded rows; NaN after the end of the test.
+    """
+
+    model: SequenceModel
+    logit: npt.NDArray[np.float64]
+
+
+def fit_gru(prepared: Prepared, kind: type[SequenceModel] = SequenceModel) -> FittedGru:
+    """Fit by the prepared configuration, its seed and epochs; nothing is measured on the way."""
+    settings = prepared.config.training
+    torch.manual_seed(settings.seed)
+    scaling, spec, graph = fit_scaling(prepared)
+    model = kind(spec, graph)
+    scaling.apply(model.encoder)
+    device = pick_device("auto")
+    fit(model, prepared, device, settings, refit=True)
+    return FittedGru(model, logits_until(model, prepared, prepared.split.test_end))
+
+
+def logits_until(model: SequenceModel, prepared: Prepared, end: int) -> npt.NDArray[np.float64]:
+    """float64 [N]: the logit of every encoded row before `end` (ms), state carried over whole histories; else NaN."""
+    encoded = prepared.encoded.until(end)
+    device = next(model.parameters()).device
+    logit = score_logits(model, DeviceData(encoded, device), encoded, prepared.config.training.events_per_chunk)
+    return logit.astype(np.float64)
