@@ -136,6 +136,8 @@ class FeaturesConfig:
     """A category seen in fewer training rows gets the id of the unseen ones."""
     bins: int = 12
     """Quantile bins per number for the piecewise-linear encoding."""
+    steps: int = 7
+    """Steps at most per number, where the share of frauds changes in the training rows."""
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,8 @@ def _check(config: Config, source: str) -> None:
         "serve.window": config.serve.window,
         "serve.max_batch": config.serve.max_batch,
     }
+    if features.steps < 0:
+        raise ConfigError(f"{source}: features.steps: expected 0 or more, got {features.steps}")
     for name, value in positive.items():
         if not value > 0:
             raise ConfigError(f"{source}: {name}: expected more than 0, got {value}")

@@ -208,7 +208,7 @@ def fit(
     trained = encoded.until(prepared.split.train_end if refit else prepared.split.validation_start)
     watched = encoded.until(prepared.split.train_end)
     target = torch.from_numpy((prepared.label == 1).astype(np.float32)).to(device)
-    use = prepared.rows.train | prepared.rows.validation if refit else prepared.rows.train
+    use = prepared.rows.fitted(refit)
     data = DeviceData(encoded, device)
     model.to(device)
     mixed = settings.mixed_precision and device.type == "cuda"

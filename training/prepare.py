@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.tree import DecisionTreeClassifier
 
 from seqfraud.cleaning import clean
 from seqfraud.config import Config
@@ -16,7 +17,7 @@ from seqfraud.context import NEVER, ContextSpec, context_spec
 from seqfraud.errors import DataError
 from seqfraud.graph import GraphSpec, gru_graph
 from seqfraud.identifiers import is_hashed, treatments
-from seqfraud.nn.model import UNKNOWN, EventEncoder, ModelSpec
+from seqfraud.nn.model import UNKNOWN, EventEncoder, ModelSpec, signed_log
 from seqfraud.reading import read_transactions
 from seqfraud.schema import Schema, schema_of
 from seqfraud.sequences import Encoded, encode
@@ -26,6 +27,9 @@ from training.split import Rows, Split, later_split, rows_of, split_of
 
 FIT_ROWS = 500_000
 """Rows at most from which scaling and bins are fitted; a random sample of the training rows beyond that."""
+FEWEST_IN_STEP = 20
+LEAST_FRAUD_SHARE = 0.03
+"""Of the frauds: at least so many rows lie on either side of a step."""
 NARROWEST_BIN = 1e-3
 NARROWEST_SHARE = 0.02
 """A bin is at least 0.001 + 2 % of its edge wide, on the scale of the signed logarithm. Two implementations of a
@@ -104,13 +108,15 @@ def _fit_vocabularies(
 
 @dataclass(frozen=True)
 class Scaling:
-    """Fitted constants of the EventEncoder: means and deviations [V], bins [P], fill values [F]."""
+    """Fitted constants of the EventEncoder: means and deviations [V], bins [P], steps [S], fill values [F]."""
 
     mean: npt.NDArray[np.float32]
     inverse_std: npt.NDArray[np.float32]
     bin_value: npt.NDArray[np.int64]
     bin_scale: npt.NDArray[np.float32]
     bin_low: npt.NDArray[np.float32]
+    step_value: npt.NDArray[np.int64]
+    step_threshold: npt.NDArray[np.float32]
     fill: npt.NDArray[np.float32]
 
     def apply(self, encoder: EventEncoder) -> None:
@@ -119,10 +125,14 @@ class Scaling:
             getattr(encoder, name).copy_(torch.from_numpy(value))
 
 
-def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
-    """Means, deviations and quantile bins of the training rows' values, and the shapes that follow from them."""
+def fit_scaling(prepared: Prepared, refit: bool = False) -> tuple[Scaling, ModelSpec, GraphSpec]:
+    """Means, deviations, quantile bins and steps of the training rows' values, and the shapes that follow from them.
+
+    With `refit` the validation rows are training rows too.
+    """
     config, schema, encoded = prepared.config, prepared.schema, prepared.encoded
-    rows = np.flatnonzero(prepared.rows.before_validation)
+    fitted = prepared.rows.fitted(refit)
+    rows = np.flatnonzero(prepared.rows.before_validation | fitted)
     if len(rows) > FIT_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(rows, FIT_ROWS, replace=False))
     places = len(schema.geo)
@@ -152,25 +162,32 @@ def fit_scaling(prepared: Prepared) -> tuple[Scaling, ModelSpec, GraphSpec]:
         dropout=config.training.dropout,
         forecast=config.model.forecast,
     )
-    values = _values(sketch, fill, encoded, rows, places)
+    values = _values(sketch, fill, encoded, rows)
     # summed in float64: in float32 a column that never changes would seem to
     mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     constant = std < 1e-6
     bin_value, bin_scale, bin_low = _bins(values, config.features.bins)
+    step_value, step_threshold = _steps(sketch, fill, prepared, np.flatnonzero(fitted))
     scaling = Scaling(
         mean=mean.astype(np.float32),
         inverse_std=np.where(constant, 0.0, 1.0 / np.maximum(std, 1e-6)).astype(np.float32),
         bin_value=bin_value,
         bin_scale=bin_scale,
         bin_low=bin_low,
+        step_value=step_value,
+        step_threshold=step_threshold,
         fill=fill,
     )
-    spec = ModelSpec(**{**sketch.as_dict(), "bins": len(bin_value)})
+    spec = ModelSpec(**{**sketch.as_dict(), "bins": len(bin_value), "steps": len(step_value)})
     return scaling, spec, gru_graph(schema, prepared.context, config.model.layers, config.model.hidden)
 
 
 def _values(
-    spec: ModelSpec, fill: npt.NDArray[np.float32], encoded: Encoded, rows: npt.NDArray[np.int64], places: int
+    spec: ModelSpec,
+    fill: npt.NDArray[np.float32],
+    encoded: Encoded,
+    rows: npt.NDArray[np.int64],
+    logarithm: bool = True,
 ) -> npt.NDArray[np.float32]:
     """float32 [n, V]: the encoder's values of some rows, by the encoder itself."""
     encoder = EventEncoder(spec)
@@ -180,13 +197,49 @@ def _values(
     before = np.maximum(rows - 1, 0)
     previous_time = np.where(first[rows], NEVER, encoded.time[before])
     with torch.no_grad():
-        return encoder.values(
+        values = encoder.values(
             torch.from_numpy(encoded.time[rows])[:, None],
             torch.from_numpy(encoded.numeric[rows]) if spec.numeric else None,
             torch.from_numpy(encoded.context[rows]) if spec.context else None,
             torch.from_numpy(previous_time)[:, None],
-            torch.from_numpy(encoded.numeric[before][:, -2 * places :]) if places else None,
-        ).numpy()
+            torch.from_numpy(encoded.numeric[before][:, -2 * spec.places :]) if spec.places else None,
+        )
+        return (signed_log(values) if logarithm else values).numpy()
+
+
+def _steps(
+    spec: ModelSpec, fill: npt.NDArray[np.float32], prepared: Prepared, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Where the share of frauds changes along each value: the splits of a tree on that value alone, from labelled rows.
+
+    Target-aware bins of Gorishniy et al. 2022 (arXiv 2203.05556), as steps.
+    """
+    label = prepared.label[rows] == 1
+    if len(rows) > FIT_ROWS:
+        honest = rows[~label]
+        drawn = np.random.default_rng(0).choice(honest, max(FIT_ROWS - int(label.sum()), 1), replace=False)
+        weight = len(honest) / len(drawn)
+        rows = np.sort(np.r_[rows[label], drawn])
+        label = prepared.label[rows] == 1
+    else:
+        weight = 1.0
+    values = _values(spec, fill, prepared.encoded, rows, logarithm=False)
+    least = max(FEWEST_IN_STEP, round(LEAST_FRAUD_SHARE * int(label.sum())))
+    which: list[int] = []
+    thresholds: list[float] = []
+    if prepared.config.features.steps and len(rows) >= 2 * least:
+        weights = np.where(label, 1.0, weight)
+        for v in range(spec.values - 2 * spec.places):  # distances differ in the last place between graphs
+            tree = DecisionTreeClassifier(
+                criterion="entropy",
+                max_leaf_nodes=prepared.config.features.steps + 1,
+                min_samples_leaf=least,
+                random_state=0,
+            ).fit(values[:, v : v + 1], label, sample_weight=weights)
+            found = np.unique(tree.tree_.threshold[tree.tree_.children_left >= 0].astype(np.float32))
+            which += [v] * len(found)
+            thresholds += found.tolist()
+    return np.array(which, dtype=np.int64), np.array(thresholds, dtype=np.float32)
 
 
 def _bins(

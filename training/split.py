@@ -69,6 +69,10 @@ class Rows:
     validation: Mask
     test: Mask
 
+    def fitted(self, refit: bool) -> Mask:
+        """The rows whose labels are fitted; with `refit` those of the validation days too."""
+        return self.train | self.validation if refit else self.train
+
 
 def rows_of(split: Split, table: Transactions, label_delay: int, fitting: bool = True) -> Rows:
     """Which rows are what. Labels that become known only after `test_start` are not used for fitting.

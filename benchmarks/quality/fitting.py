@@ -27,7 +27,7 @@ def fit_gru(prepared: Prepared, kind: type[SequenceModel] = SequenceModel) -> Fi
     """Fit by the prepared configuration, its seed and epochs; nothing is measured on the way."""
     settings = prepared.config.training
     torch.manual_seed(settings.seed)
-    scaling, spec, graph = fit_scaling(prepared)
+    scaling, spec, graph = fit_scaling(prepared, refit=True)
     model = kind(spec, graph)
     scaling.apply(model.encoder)
     device = pick_device("auto")

@@ -1,8 +1,8 @@
 """The module that is trained, evaluated and exported: raw columns and state in, logits, probability and state out.
 
 Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units,
-G places, V values after the logarithm, P piecewise-linear units, D inputs of the first linear layer, W its outputs for
-the GRU, M its outputs for the head, Q forecast values.
+G places, V values before and after the logarithm, P piecewise-linear units, S steps, D inputs of the first linear layer,
+W its outputs for the GRU, M its outputs for the head, Q forecast values.
 
 The state before an event also forecasts the event's own numbers, a mean and a spread for each. It learns that from every
 event, labelled or not, so that few labels are enough: what the head is told is how far from the user's habit a number is.
@@ -57,6 +57,8 @@ class ModelSpec:
     dropout: float = 0.0
     forecast: bool = False
     """Whether the state forecasts the next event's numbers."""
+    steps: int = 0
+    """S, summed over all values."""
 
     @property
     def forecasts(self) -> tuple[int, ...]:
@@ -80,7 +82,7 @@ class ModelSpec:
     @property
     def dense_width(self) -> int:
         """Inputs of the first layer that are no embeddings."""
-        return self.values + self.bins + 2 * len(CLOCK) + len(self.missing)
+        return self.values + self.bins + self.steps + 2 * len(CLOCK) + len(self.missing)
 
     def embedding_widths(self) -> list[int]:
         """Width of each embedding: at most `embedding`, less for small vocabularies."""
@@ -118,6 +120,8 @@ class EventEncoder(nn.Module):
     bin_value: Tensor
     bin_scale: Tensor
     bin_low: Tensor
+    step_value: Tensor
+    step_threshold: Tensor
     fill: Tensor
     frequency: Tensor
     missing_columns: Tensor
@@ -130,6 +134,8 @@ class EventEncoder(nn.Module):
         self.register_buffer("bin_value", torch.zeros(spec.bins, dtype=torch.int64))
         self.register_buffer("bin_scale", torch.ones(spec.bins))
         self.register_buffer("bin_low", torch.zeros(spec.bins))
+        self.register_buffer("step_value", torch.zeros(spec.steps, dtype=torch.int64))
+        self.register_buffer("step_threshold", torch.zeros(spec.steps))
         self.register_buffer("fill", torch.zeros(spec.numeric))
         self.register_buffer("frequency", torch.tensor([2 * math.pi * k for _, k in CLOCK]))
         self.register_buffer("missing_columns", torch.tensor(spec.missing, dtype=torch.int64))
@@ -142,7 +148,7 @@ class EventEncoder(nn.Module):
         previous_time: Tensor,
         previous_place: Tensor | None,
     ) -> Tensor:
-        """The V numbers of each event after the signed logarithm.
+        """The V numbers of each event; `signed_log` of them is what the bins and the first layer see.
 
         Args:
             event_time: int64 [..., 1] ms.
@@ -171,18 +177,32 @@ class EventEncoder(nn.Module):
             speed = distance * 3600 / torch.clamp(gap, min=1.0)
             unknown = first | torch.isnan(distance)
             parts += [torch.where(unknown, torch.full_like(x, UNKNOWN), x) for x in (distance, speed)]
-        return signed_log(torch.cat(parts, dim=-1))
+        return torch.cat(parts, dim=-1)
 
     def bins(self, values: Tensor) -> Tensor:
-        """Piecewise-linear encoding [..., P] of values [..., V] (Gorishniy et al. 2022, arXiv 2203.05556)."""
+        """Piecewise-linear encoding [..., P] of values [..., V] after the logarithm (Gorishniy et al. 2022, arXiv 2203.05556)."""
         # subtracted before it is scaled: scale * value + offset would lose digits to cancellation
         return torch.clamp((values[..., self.bin_value] - self.bin_low) * self.bin_scale, 0.0, 1.0)
+
+    def steps(self, values: Tensor) -> list[Tensor]:
+        """Whether values [..., V] before the logarithm reach the thresholds [..., S]; an empty list where there are none.
+
+        Numbers that come in as they are and the gap only: two graphs agree on them to the last bit, so that a step may be as
+        sharp as it likes.
+        """
+        if not self.spec.steps:
+            return []
+        return [(values[..., self.step_value] >= self.step_threshold).to(torch.float32)]
 
     def clock(self, event_time: Tensor) -> Tensor:
         """Sines and cosines [..., 8] of the time of day and of week; int64 [..., 1] ms."""
         phases = [(event_time % period).to(torch.float32) / period for period, _ in CLOCK]
         angles = torch.cat(phases, dim=-1) * self.frequency
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+    def units(self, plain: Tensor, values: Tensor, event_time: Tensor, numeric: Tensor | None) -> list[Tensor]:
+        """What the first layer sees beside the values: bins, steps, clock, flags; before and after the logarithm [..., V]."""
+        return [self.bins(values), *self.steps(plain), self.clock(event_time), *self.missing(numeric)]
 
     def missing(self, numeric: Tensor | None) -> list[Tensor]:
         """Flags [..., len(missing)] of the numbers that may be missing; an empty list where none may."""
@@ -322,14 +342,14 @@ class SequenceModel(nn.Module):
         previous_time: Tensor,
         previous_place: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The V values, and the scaled dense inputs [..., dense_width] of the first layer, which begin with them."""
+        """The V values after the logarithm, and the scaled dense inputs [..., dense_width], which begin with them."""
         encoder = self.encoder
         # in float32 also under mixed precision: amounts and counters exceed what half precision holds
         with torch.autocast(event_time.device.type, enabled=False):
-            values = encoder.values(event_time, numeric, context, previous_time, previous_place)
+            plain = encoder.values(event_time, numeric, context, previous_time, previous_place)
+            values = signed_log(plain)
             scaled = (values - encoder.mean) * encoder.inverse_std
-            parts = [scaled, encoder.bins(values), encoder.clock(event_time), *encoder.missing(numeric)]
-            return values, torch.cat(parts, dim=-1)
+            return values, torch.cat([scaled, *encoder.units(plain, values, event_time, numeric)], dim=-1)
 
     def first(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's output [..., W + M] as the GRU's input [..., W] and what goes to the head directly [..., M]."""
@@ -417,10 +437,11 @@ class StepModel(nn.Module):
         packed = inputs.get("values")
         numeric = None if packed is None or not spec.numeric else packed[:, : spec.numeric]
         context = None if packed is None or not spec.context else packed[:, spec.numeric :]
-        values = encoder.values(time, numeric, context, inputs["last_time"][:, None], inputs.get("last_place"))
+        plain = encoder.values(time, numeric, context, inputs["last_time"][:, None], inputs.get("last_place"))
+        values = signed_log(plain)
         # the mean is not folded into the bias: terms of a narrow feature would cancel and lose digits
         centred = values - encoder.mean
-        dense = torch.cat([centred, encoder.bins(values), encoder.clock(time), *encoder.missing(numeric)], dim=-1)
+        dense = torch.cat([centred, *encoder.units(plain, values, time, numeric)], dim=-1)
         first = torch.addmm(self.bias, dense, self.dense_weight)
         if spec.vocabularies:
             first = first + self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)

@@ -80,7 +80,8 @@ def make_model(
         embedding=3,
         forecast=forecast,
     )
-    spec = ModelSpec(**{**sketch.as_dict(), "bins": 2 * sketch.values if random_constants else 0})
+    drawn = {"bins": 2 * sketch.values, "steps": 2 * (sketch.values - 2 * places)} if random_constants else {}
+    spec = ModelSpec(**{**sketch.as_dict(), **drawn})
     torch.manual_seed(3)
     model = SequenceModel(spec, gru_graph(schema, kept, layers, spec.hidden))
     if random_constants:
@@ -90,6 +91,8 @@ def make_model(
         encoder.bin_value.copy_(torch.arange(spec.bins) // 2)
         encoder.bin_scale.uniform_(0.2, 1.0)
         encoder.bin_low.uniform_(-0.2, 1.0)
+        encoder.step_value.copy_(torch.arange(spec.steps) // 2)
+        encoder.step_threshold.uniform_(-0.5, 30.0)
         encoder.fill.uniform_(-3, 3)
         model.scale.fill_(1.7)
         model.shift.fill_(-0.4)
@@ -329,6 +332,16 @@ def test_bins_are_piecewise_linear_between_their_edges() -> None:
     values = torch.tensor([[0.0, -9.0], [-9.0, 0.25], [9.0, 1.0], [1.0, 2.0], [-1.0, 3.0], [0.0, 50.0]])
     expected = [[0, 0, 0.5], [0.25, 0, 0], [1, 0, 1], [1, 0.5, 0.75], [1, 1, 0.25], [1, 1, 0.5]]
     assert encoder.bins(values).tolist() == expected
+
+
+def test_a_step_is_reached_at_its_threshold_before_the_logarithm() -> None:
+    """Value 0 has the steps 2 and 220.5, value 1 has the step -1."""
+    spec = ModelSpec(**{**make_model(numbers=1, random_constants=False).spec.as_dict(), "steps": 3})
+    encoder = EventEncoder(spec)
+    encoder.step_value.copy_(torch.tensor([0, 0, 1]))
+    encoder.step_threshold.copy_(torch.tensor([2.0, 220.5, -1.0]))
+    values = torch.tensor([[1.9, -1.1], [2.0, -1.0], [220.49, 5.0], [220.5, -9.0]])
+    assert encoder.steps(values)[0].tolist() == [[0, 0, 0], [1, 0, 1], [1, 0, 1], [1, 1, 0]]
 
 
 def test_each_category_has_its_own_table() -> None:

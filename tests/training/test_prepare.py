@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from seqfraud.config import Config, parse_config
 from seqfraud.errors import ConfigError, DataError
-from seqfraud.nn.model import EventEncoder
+from seqfraud.nn.model import EventEncoder, ModelSpec
 from seqfraud.sequences import Encoded
 from seqfraud.vocabulary import Vocabulary
 from training import prepare as module
@@ -263,7 +264,9 @@ def big(prepared: Prepared, rows: int, numeric: np.ndarray) -> Prepared:
         end=np.array([rows]),
         arrival=np.arange(rows),
     )
-    return dataclasses.replace(prepared, encoded=encoded, rows=Rows(~none, ~none, none, none))
+    label = np.zeros(rows, dtype=np.int8)
+    label[:: rows // 100] = 1
+    return dataclasses.replace(prepared, encoded=encoded, rows=Rows(~none, ~none, none, none), label=label)
 
 
 def test_a_column_that_never_changes_is_constant_also_over_many_rows(tmp_path: Path) -> None:
@@ -333,6 +336,43 @@ def test_a_column_without_a_value_in_the_training_rows_is_an_error(tmp_path: Pat
 # --- Shapes ------------------------------------------------------------------------------------------------------
 
 
+def stepped(
+    tmp_path: Path, fraud: Callable[[np.ndarray, np.ndarray], np.ndarray], steps: int = 7
+) -> tuple[Scaling, ModelSpec]:
+    """Fitted on 4,000 rows whose amounts are 0 to 3999 in mixed order; `fraud` of amount and row."""
+    rows = 4000
+    amount = np.random.default_rng(0).permutation(rows).astype(float)
+    row = np.arange(rows)
+    data = {"user": [f"u{k % 4}" for k in row], "time": START + row * (10 * DAY // rows), "amount": amount,
+            "fraud": fraud(amount, row).astype(int)}  # fmt: skip
+    config = config_of(f'numeric = ["amount"]\nsteps = {steps}')
+    scaling, spec, _ = fit_scaling(prepare(config, write(tmp_path, data)))
+    return scaling, spec
+
+
+def test_steps_are_where_the_share_of_frauds_changes_in_the_train_rows(tmp_path: Path) -> None:
+    scaling, spec = stepped(tmp_path, lambda amount, row: (amount >= 3000) | (row % 50 == 0))
+    assert spec.steps == len(scaling.step_threshold)
+    assert min(abs(scaling.step_threshold[scaling.step_value == 0] - 2999.5)) < 5
+    # of the gap, which says nothing of a fraud, steps are what chance left
+    assert set(scaling.step_value.tolist()) <= {0, 1}
+
+
+def test_labels_of_validation_and_test_rows_do_not_move_steps(tmp_path: Path) -> None:
+    def later_differ(amount: np.ndarray, row: np.ndarray) -> np.ndarray:
+        early = START + row * (10 * DAY // len(row)) < TRAIN_END
+        return np.where(early, amount >= 3000, amount < 500)
+
+    one, _ = stepped(tmp_path, later_differ)
+    other, _ = stepped(tmp_path, lambda amount, row: amount >= 3000)
+    assert one.step_threshold.tolist() == other.step_threshold.tolist()
+
+
+def test_no_steps_where_none_are_asked_for(tmp_path: Path) -> None:
+    scaling, spec = stepped(tmp_path, lambda amount, row: amount >= 3000, steps=0)
+    assert spec.steps == len(scaling.step_value) == 0
+
+
 def test_the_models_shapes_follow_from_the_configuration_and_the_data(tmp_path: Path) -> None:
     rest = """
 [model]
@@ -345,10 +385,10 @@ embedding = 2
 dropout = 0.25
 """
     scaling, spec, graph = fit_scaling(prepare(config_of(ALL, rest=rest), write(tmp_path, columns())))
-    assert dataclasses.replace(spec, bins=0).as_dict() == {
+    assert dataclasses.replace(spec, bins=0, steps=0).as_dict() == {
         "numeric": 4, "places": 1, "context": 8, "vocabularies": (5,), "missing": (), "bins": 0, "hidden": 5,
         "layers": 2, "input_width": 6, "head_width": 7, "embedding": 2, "dropout": 0.25,
-            "forecast": True,
+        "forecast": True, "steps": 0,
     }  # fmt: skip
     assert spec.values == 2 + 8 + 1 + 2 == len(scaling.mean)
     assert (graph.numeric, graph.categorical, graph.context) == (4, 1, 8)
