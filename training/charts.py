@@ -80,6 +80,8 @@ def standalone(
     box, body = _drawn(key, paint, size)
     for name, colour in COLOURS.items():
         body = body.replace(colour, LIGHT[name])
+    for number, long in enumerate(dict.fromkeys(re.findall(r' id="([^"]*)"', body))):
+        body = body.replace(f'id="{long}"', f'id="i{number}"').replace(f"#{long}", f"#i{number}")
     _, _, width, height = box.split()
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{width}" height="{height}" role="img"'

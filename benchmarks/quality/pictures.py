@@ -6,13 +6,13 @@ Fits the GRU on the fold, writes docs/quality/*.svg and benchmarks/results/handb
 shows and by which rule it was chosen. `--fold 2018-07-04` is the week that settings were chosen on.
 
 Nothing is picked by hand. Customers: those with no fraud, with one and with three or more among their test rows; of each
-group the one with the median number of transactions in the time shown. Terminals: those with three or more frauds in the
+group the one with the median number of transactions in the time shown (the lower one of two). Terminals: those with three or more frauds in the
 test days, by the time of the first fraud that is shown; those at a tenth, a half and nine tenths of that order.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from benchmarks.processes import ROOT, write_result
 from benchmarks.quality.fitting import FittedGru, fit_gru
 from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, Fold, read_fold
-from seqfraud.config import DAY_MS, format_instant
+from benchmarks.quality.results import HANDBOOK_PICTURES, HandbookPictures, Picture
+from seqfraud.config import DAY_MS
 from seqfraud.files import replaced_file
 from seqfraud.nn.model import LOG_PRECISION, SequenceModel
 from training.charts import CARD, FRAUD, HONEST, INK, LINE, MODEL, MUTED, OTHERS, log_odds, log_odds_ticks, standalone
@@ -36,7 +37,6 @@ from training.loop import DeviceData, walk
 from training.prepare import Prepared
 
 FOLDER = ROOT / "docs" / "quality"
-RESULT = "handbook_pictures"
 DAYS = 60
 """The days before the end of the test that are shown."""
 FRAUDS = 3
@@ -53,16 +53,6 @@ WIDTH = 8.6
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn file: what it shows, in words, and why it is this one."""
-
-    file: str
-    title: str
-    rule: str
-    description: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,8 @@ def events_of(fold: Fold, fitted: FittedGru, rows: Int64) -> Events:
     amount, known_at = prepared.table.amount(), prepared.table.known_at
     assert amount is not None
     time = prepared.encoded.time[rows]
-    probability = fitted.model.calibrated(torch.from_numpy(fitted.logit[rows])).double().numpy()
+    logit = torch.from_numpy(fitted.logit[rows]).to(fitted.model.scale.device)
+    probability = fitted.model.calibrated(logit).double().cpu().numpy()
     size = prepared.context.numbers_per_column
     return Events(
         time=time,
@@ -164,7 +155,9 @@ def choose_customers(fold: Fold) -> list[tuple[int, str]]:
         group = np.flatnonzero(mask)
         if len(group):
             order = group[np.argsort(shown[group], kind="stable")]
-            rule = f"of the customers {name} among their test rows, the one with the median number of transactions"
+            rule = (
+                f"of the customers {name} among their test rows, the one with the median number of transactions shown"
+            )
             out.append((int(order[(len(order) - 1) // 2]), rule))
     return out
 
@@ -181,9 +174,8 @@ def choose_terminals(fold: Fold) -> list[tuple[int, str]]:
     group = np.flatnonzero(np.bincount(terminal[tested], minlength=count) >= FRAUDS)
     order = group[np.argsort(first[group], kind="stable")]
     rule = f"of the terminals with {FRAUDS} frauds or more in the test days, by the first fraud shown, the one at {{}} of the order"
-    places = dict.fromkeys(round(place * (len(order) - 1)) for place in PLACES) if len(order) else {}
-    words = dict(zip((round(place * (len(order) - 1)) for place in PLACES), PLACES, strict=True))
-    return [(int(order[at]), rule.format(f"{words[at]:g}")) for at in places]
+    places = {round(place * (len(order) - 1)): place for place in PLACES} if len(order) else {}
+    return [(int(order[at]), rule.format(f"{place:g}")) for at, place in places.items()]
 
 
 # --- What the state forecast ------------------------------------------------------------------------
@@ -246,8 +238,11 @@ def dates(ms: Int64 | int) -> Any:
     return np.asarray(ms).astype("datetime64[ms]")
 
 
-def draw_customer(key: str, title: str, events: Events, low: Float64, high: Float64, when: Periods) -> str:
+def draw_customer(
+    key: str, title: str, words: str, events: Events, band: tuple[Float64, Float64], when: Periods
+) -> str:
     """SVG of a customer: amounts [N] over the band that was forecast [N], and the probability of each event."""
+    low, high = band
     known = events.known_at <= when.test_start
 
     def paint(figure: Figure) -> None:
@@ -268,30 +263,24 @@ def draw_customer(key: str, title: str, events: Events, low: Float64, high: Floa
         probability_axis(below, odds)
         finish(figure, [above, below], when)
 
-    inside = int(((events.amount >= low) & (events.amount <= high)).sum())
-    words = (
-        f"{title}. Upper panel: amount of each transaction over time, logarithmic, over the band that the state forecast "
-        f"before it: {inside} of {len(events)} amounts are inside. Lower panel: the probability of fraud that the model gave. "
-        f"{frauds_words(events)}"
-    )
     return standalone(key, title, words, paint, (WIDTH, 5.0))
 
 
-def draw_terminal(key: str, title: str, events: Events, when: Periods) -> str:
+def draw_terminal(key: str, title: str, words: str, events: Events, when: Periods) -> str:
     """SVG of a terminal: its transactions, what its context read of known frauds, and the probability of each."""
     known = events.known_at <= when.test_start
 
     def paint(figure: Figure) -> None:
         above, middle, below = panels(figure, title, [3, 2, 2])
         at = dates(events.time)
-        becomes = np.minimum(events.known_at, when.test_end)
-        label: str | None = "until its label is known"
-        for i in np.flatnonzero(events.fraud):
-            ends = dates(np.array([events.time[i], becomes[i]]))
-            above.plot(ends, [events.amount[i]] * 2, color=FRAUD, linewidth=0.8, alpha=0.55, label=label, zorder=1)
-            label = None
-            if events.known_at[i] < when.test_end:
-                above.plot(ends[1:], events.amount[i : i + 1], "|", color=FRAUD, markersize=6)
+        begins, becomes, height = events.time[events.fraud], events.known_at[events.fraud], events.amount[events.fraud]
+        # one broken line: an element for each would be most of the file
+        ends = np.stack([begins, np.minimum(becomes, when.test_end), begins], axis=1).ravel()
+        heights = np.stack([height, height, np.full(len(height), np.nan)], axis=1).ravel()
+        look: dict[str, Any] = {"color": FRAUD, "linewidth": 0.8, "alpha": 0.55, "zorder": 1}
+        above.plot(dates(ends), heights, label="until its label is known", **look)
+        inside = becomes < when.test_end
+        above.plot(dates(becomes[inside]), height[inside], "|", color=FRAUD, markersize=6)
         marks(above, at, events.amount, events.fraud, known, "when the test week began")
         amounts_axis(above, events.amount)
         age, length, since = (np.where(events.run[:, k] < 0, np.nan, events.run[:, k]) for k in (0, 1, 2))
@@ -303,33 +292,52 @@ def draw_terminal(key: str, title: str, events: Events, when: Periods) -> str:
         for y, colour, dashes, marker, name in lines:
             middle.plot(at, y, color=colour, linestyle=dashes, linewidth=1, marker=marker, markersize=2.5, label=name)
         middle.set_ylabel("known frauds\n(days, number)")
-        middle.set_ylim(0, 1.08 * max(10.0, float(events.run[:, :3].max(initial=0))))
+        top = 1.08 * max(10.0, float(events.run[:, :3].max(initial=0)))
+        middle.set_ylim(-0.04 * top, top)
         middle.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         odds = log_odds(events.probability)
         marks(below, at, odds, events.fraud, known, None)
         probability_axis(below, odds)
         finish(figure, [above, middle, below], when)
 
-    words = (
-        f"{title}. Upper panel: amount of each transaction over time, logarithmic; a line goes from each fraud to the moment "
-        "its label is known. Middle panel: what the context read at each transaction: days since the run of known frauds began, "
-        "its length, days since the last known fraud. Lower panel: the probability of fraud that the model gave. "
-        f"{frauds_words(events)}"
-    )
     return standalone(key, title, words, paint, (WIDTH, 6.4))
 
 
-def frauds_words(events: Events) -> str:
-    """The frauds and their probabilities, in words."""
-    count = int(events.fraud.sum())
-    if not count:
-        return f"No fraud among {len(events)} transactions; the highest probability is {events.probability.max():.3f}."
-    each = [
-        f"{format_instant(int(t))[:10]} {p:.3f}"
-        for t, p in zip(events.time[events.fraud], events.probability[events.fraud], strict=True)
-    ]
-    frauds = "1 fraud" if count == 1 else f"{count} frauds"
-    return f"{frauds} among {len(events)} transactions; day and probability: {', '.join(each)}."
+def customer_words(events: Events, band: tuple[Float64, Float64]) -> str:
+    """What a customer's picture shows."""
+    inside = (events.amount >= band[0]) & (events.amount <= band[1])
+    return (
+        "Upper panel: amount of each transaction over time, logarithmic, over the band that the state forecast before it: "
+        f"{int(inside.sum())} of {len(events)} amounts are inside. Lower panel: the probability of fraud that the model gave: "
+        f"{probability_words(events, inside, ('inside the band', 'outside it'))}"
+    )
+
+
+def terminal_words(events: Events) -> str:
+    """What a terminal's picture shows."""
+    unknown = events.run[:, 1] == 0
+    return (
+        "Upper panel: amount of each transaction over time, logarithmic; a line goes from each fraud to the moment its label "
+        "is known. Middle panel: what the context read at each transaction: days since the run of known frauds began, its "
+        "length, days since the last known fraud. Lower panel: the probability of fraud that the model gave: "
+        f"{probability_words(events, unknown, ('while no fraud of the terminal was known', 'after that'))}"
+    )
+
+
+def probability_words(events: Events, first: Mask, names: tuple[str, str]) -> str:
+    """The lowest and highest probability of frauds, by whether they are among the first [N], and of honest ones."""
+    groups = (
+        (events.fraud & first, "fraud", f" {names[0]}"),
+        (events.fraud & ~first, "fraud", f" {names[1]}"),
+        (~events.fraud, "honest transaction", ""),
+    )
+    parts = []
+    for mask, what, where in groups:
+        count, said = int(mask.sum()), events.probability[mask]
+        if count:
+            between = f"{said.min():.3f} to {said.max():.3f}" if count > 1 else f"{said[0]:.3f}"
+            parts.append(f"{count} {what}{'s' if count > 1 else ''}{where}, {between}")
+    return "; ".join(parts) + "."
 
 
 def panels(figure: Figure, title: str, heights: Sequence[int]) -> list[Axes]:
@@ -387,12 +395,12 @@ def finish(figure: Figure, rows: Sequence[Axes], when: Periods) -> None:
     )
     for begin, end, name in names:
         if begin < end:
-            look = {"ha": "center", "va": "bottom", "fontsize": 8, "color": MUTED}
+            look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "color": MUTED}
             top.text(dates((begin + end) // 2), 1.02, name, transform=top.get_xaxis_transform(), **look)
     last = rows[-1]
     last.set_xlim(dates(when.since), dates(when.test_end))
-    last.xaxis.set_major_locator(DayLocator(bymonthday=(1, 8, 15, 22)))
-    last.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
+    last.xaxis.set_major_locator(DayLocator(bymonthday=(1, 8, 15, 22)))  # type: ignore[no-untyped-call]
+    last.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))  # type: ignore[no-untyped-call]
     last.set_xlabel("day (UTC)")
     figure.align_ylabels(list(rows))
     handles = [h for axes in rows for h in axes.get_legend_handles_labels()[0]]
@@ -412,41 +420,30 @@ def draw_all(folder: Path, fold: Fold, fitted: FittedGru) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     out: list[Picture] = []
 
-    def write(file: str, title: str, rule: str, draw: Callable[[str, str], str]) -> None:
-        svg = draw(Path(file).stem, title)
-        with replaced_file(folder / file) as temporary:
+    def write(picture: Picture, svg: str) -> None:
+        with replaced_file(folder / picture["file"]) as temporary:
             temporary.write_text(svg, encoding="utf-8")
-        out.append(Picture(file, title, rule, svg[svg.index('<desc id="desc">') + 16 : svg.index("</desc>")]))
+        out.append(picture)
 
     for number, (user, rule) in enumerate(choose_customers(fold), 1):
         begin, end = int(prepared.encoded.begin[user]), int(prepared.encoded.end[user])
-        rows = np.arange(begin, end)[shown[begin:end]]
-        low, high = (side[shown[begin:end]] for side in forecast_bands(fitted.model, prepared, user))
-        events = events_of(fold, fitted, rows)
-        name = prepared.table.user.values[prepared.table.user.codes[prepared.encoded.arrival[begin]]]
-
-        def customer(key: str, title: str, events: Events = events, low: Float64 = low, high: Float64 = high) -> str:
-            return draw_customer(key, title, events, low, high, when)
-
-        write(
-            f"customer-{number}.svg",
-            f"Customer {name}: amounts, the forecast of each, and the probability of fraud",
-            rule,
-            customer,
+        mine = shown[begin:end]
+        low, high = forecast_bands(fitted.model, prepared, user)
+        events, band = events_of(fold, fitted, np.arange(begin, end)[mine]), (low[mine], high[mine])
+        code = prepared.table.user.codes[prepared.encoded.arrival[begin]]
+        title = (
+            f"Customer {prepared.table.user.values[code]}: amounts, the forecast of each, and the probability of fraud"
         )
+        picture = Picture(
+            file=f"customer-{number}.svg", title=title, rule=rule, description=customer_words(events, band)
+        )
+        write(picture, draw_customer(f"customer-{number}", title, picture["description"], events, band, when))
     for number, (code, rule) in enumerate(choose_terminals(fold), 1):
         events = events_of(fold, fitted, np.flatnonzero(shown & (terminal == code)))
         name = prepared.table.entities()[0].values[code]
-
-        def one(key: str, title: str, events: Events = events) -> str:
-            return draw_terminal(key, title, events, when)
-
-        write(
-            f"terminal-{number}.svg",
-            f"Terminal {name}: transactions, known frauds, and the probability of fraud",
-            rule,
-            one,
-        )
+        title = f"Terminal {name}: transactions, known frauds, and the probability of fraud"
+        picture = Picture(file=f"terminal-{number}.svg", title=title, rule=rule, description=terminal_words(events))
+        write(picture, draw_terminal(f"terminal-{number}", title, picture["description"], events, when))
     return out
 
 
@@ -458,8 +455,13 @@ def main() -> None:
     options = parser.parse_args()
     fold = read_fold(options.setting, options.fold, options.seed)
     pictures = draw_all(FOLDER, fold, fit_gru(fold.prepared))
-    written = {"setting": fold.setting, "fold": fold.first, "seed": fold.seed}
-    print(write_result(RESULT, {**written, "pictures": [asdict(picture) for picture in pictures]}))
+    result: HandbookPictures = {
+        "setting": fold.setting,
+        "fold": fold.first,
+        "seed": fold.seed,
+        "pictures": pictures,
+    }
+    print(write_result(HANDBOOK_PICTURES, {**result}))
 
 
 if __name__ == "__main__":
