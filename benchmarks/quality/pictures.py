@@ -374,7 +374,7 @@ def amounts_axis(axes: Axes, shown: Float64) -> None:
 def probability_axis(axes: Axes, odds: Float64) -> None:
     """Log-odds, labelled in percent."""
     least, most = log_odds(np.array(LEAST_RANGE))
-    low, high = min(least, float(odds.min())) - 0.8, max(most, float(odds.max())) + 0.8
+    low, high = min(least, float(odds.min())) - 0.8, max(most, float(odds.max())) + 1.2
     axes.set_ylim(low, high)
     log_odds_ticks(axes.yaxis, low, high)
     axes.set_ylabel("probability of fraud")

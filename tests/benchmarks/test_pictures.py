@@ -47,7 +47,7 @@ hidden = 8
 input_width = 8
 head_width = 8
 [split]
-train_start = "2018-01-20"
+train_start = "2018-02-10"
 validation = "1d"
 train_end = "2018-03-08"
 test_start = "2018-03-15"
@@ -118,7 +118,15 @@ def test_every_picture_is_a_whole_file_with_words(fold, fitted, tmp_path):
         assert "#0001" not in text  # every stand-in colour has become a real one
         assert len(text) < 60_000
         drawn = "".join(root.itertext())
-        for words in ("amount (currency of the data)", "probability of fraud", "day (UTC)", "honest", "test"):
+        for words in (
+            "amount (currency of the data)",
+            "probability of fraud",
+            "day (UTC)",
+            "honest",
+            "history only",
+            "learned from",
+            "test",
+        ):
             assert words in drawn
 
 
