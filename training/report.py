@@ -1,25 +1,21 @@
 """`report.html`: one file that says in words, tables and charts whether a model can be trusted.
 
-`render_report(content)` is a pure function of the content: the same content gives the same bytes. Charts are SVG drawn
-by matplotlib and then stripped of what a browser does not need; their colours are the page's CSS variables, so that
-they follow it into the dark and onto paper. Nothing is loaded from outside and no script runs.
+`render_report(content)` is a pure function of the content: the same content gives the same bytes. The colours of the
+charts are the page's CSS variables, so that they follow it into the dark and onto paper. Nothing is loaded from outside
+and no script runs.
 """
 
-import io
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -27,6 +23,24 @@ from seqfraud.config import DAY_MS, duration_words, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.metrics import Interval, precision_recall_curve
 from seqfraud.policy import NEVER
+from training.charts import (
+    ABOVE,
+    CARD,
+    DASHES,
+    FRAUD,
+    HONEST,
+    INK,
+    LIGHT,
+    LINE,
+    MODEL,
+    MUTED,
+    OTHERS,
+    SMALL,
+    inline,
+    log_odds,
+    log_odds_ticks,
+    shares,
+)
 from training.importance import Importance
 from training.report_data import (
     GRU,
@@ -93,6 +107,7 @@ def render_report(content: ReportContent) -> str:
         timelines=[_timeline(content, i, miss) for i, miss in enumerate(content.misses)],
         span=span,
         little_fraud=TOO_LITTLE_FRAUD,
+        light=LIGHT,
     )
 
 
@@ -510,75 +525,6 @@ def _periods(content: ReportContent) -> list[Period]:
 
 # --- Charts ---------------------------------------------------------------------------------------
 
-NAMES = ("ink", "muted", "line", "card", "gru", "fraud", "honest", *(f"other-{i}" for i in range(1, 6)))
-COLOURS = {name: f"#0001{number:02x}" for number, name in enumerate(NAMES)}
-"""Stand-ins that matplotlib draws with; in the page each becomes the CSS variable of that name."""
-INK, MUTED, LINE, CARD = (COLOURS[name] for name in ("ink", "muted", "line", "card"))
-MODEL, FRAUD, HONEST = (COLOURS[name] for name in ("gru", "fraud", "honest"))
-OTHERS = [COLOURS[f"other-{i}"] for i in range(1, 6)]
-DASHES: list[Any] = [(0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (8, 3))]
-"""Models differ in dashes too, for readers and printers without colours."""
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names come from data
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.4,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "columnspacing": 1.2}
-"""A legend over the axes, where it hides nothing."""
-SMALL = (4.7, 3.6)
-"""Inches; in the page a chart is as wide as its column, about this wide on a telephone."""
-
-
-def _draw(key: str, alt: str, paint: Callable[[Figure], None], size: tuple[float, float] = SMALL) -> Markup:
-    """The SVG that `paint` draws, deterministic and free of ids that another chart of the page has."""
-    nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({**STYLE, "svg.hashsalt": key}):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inlined(buffer.getvalue(), alt)
-
-
-def _inlined(svg: str, alt: str) -> Markup:
-    """An SVG file as an element of a page: no size, no style sheet, no namespaces, colours as CSS variables."""
-    body = svg[svg.index("<svg") :]
-    box = re.search(r'viewBox="([^"]*)"', body)
-    assert box is not None  # matplotlib always writes one
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
-    body = re.sub(r"""font: ([\d.]+)px 'DejaVu Sans', sans-serif""", r"font-size: \1px", body)
-    body = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), body)
-    body = re.sub(r"\s*\n\s*", "\n", body)
-    for name, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{name})")
-    return Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], alt) + Markup(body.strip())
-
 
 def _looks(content: ReportContent) -> list[dict[str, Any]]:
     """How each model's line looks."""
@@ -587,11 +533,6 @@ def _looks(content: ReportContent) -> list[dict[str, Any]]:
         {"color": OTHERS[i % len(OTHERS)], "linestyle": DASHES[i % len(DASHES)]} for i in range(len(content.models) - 1)
     ]
     return [first, *others]
-
-
-def _shares(axis: Any) -> None:
-    """Tick labels in percent."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
 def _charts(content: ReportContent, found: Assessment) -> dict[str, Chart]:
@@ -630,7 +571,7 @@ def _precision_recall(content: ReportContent, found: Assessment) -> Chart:
                 axes.annotate(names, (x, y), xytext=(7, 5), textcoords="offset points", color=INK, fontsize=8.5)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall: share of the frauds caught", ylabel="precision")
         for axis in (axes.xaxis, axes.yaxis):
-            _shares(axis)
+            shares(axis)
         axes.legend(title="average precision", **ABOVE, ncols=2)
 
     alt = f"Precision against recall on the test rows for {', '.join(model.name for model in content.models)}."
@@ -638,7 +579,7 @@ def _precision_recall(content: ReportContent, found: Assessment) -> Chart:
         "Each point is a threshold: the share of frauds it catches and the share of its alerts that are fraud. "
         f"Marked on the {GRU}'s curve: the thresholds chosen on the validation days."
     )
-    return Chart("Precision and recall", _draw("precision_recall", alt, paint), caption)
+    return Chart("Precision and recall", inline("precision_recall", alt, paint), caption)
 
 
 def _cuts(content: ReportContent) -> list[tuple[float, str, str]]:
@@ -676,7 +617,7 @@ def _calibration(content: ReportContent, found: Assessment) -> Chart:
         "Ten bins with about equally many rows. On the diagonal the model keeps its word; above it, more fraud came than "
         "it said. Bars: binomial 95 % intervals. A triangle at the bottom: no fraud came in that bin."
     )
-    return Chart("Calibration over all rows", _draw("calibration", alt, paint), caption)
+    return Chart("Calibration over all rows", inline("calibration", alt, paint), caption)
 
 
 def _calibration_top(content: ReportContent, found: Assessment) -> Chart:
@@ -695,7 +636,7 @@ def _calibration_top(content: ReportContent, found: Assessment) -> Chart:
         f"The same inside the {rows:,} highest-scored test rows, where decisions fall. The hollow points are the "
         "validation days, on which the calibration was fitted: they cannot disprove it."
     )
-    return Chart("Calibration in the top 1 %", _draw("calibration_top", alt, paint), caption)
+    return Chart("Calibration in the top 1 %", inline("calibration_top", alt, paint), caption)
 
 
 def _bins(axes: Axes, bins: Sequence[Bin], earlier: Sequence[Bin], floor: float) -> None:
@@ -713,7 +654,7 @@ def _bins(axes: Axes, bins: Sequence[Bin], earlier: Sequence[Bin], floor: float)
     axes.plot(x[none_came], y[none_came], "v", color=MODEL, markersize=5.5)
     axes.set(xlabel="what it said: mean probability", ylabel="what came: share of frauds")
     for axis in (axes.xaxis, axes.yaxis):
-        _shares(axis)
+        shares(axis)
     axes.legend(loc="upper left")
 
 
@@ -722,22 +663,8 @@ def _points(bins: Sequence[Bin], floor: float) -> tuple[Floats, Floats]:
     return said, np.array([max(b.bin.observed_rate, floor) for b in bins])
 
 
-SHOWN_PROBABILITIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-
-
-def _log_odds(probability: Floats) -> Floats:
-    p = np.clip(probability, 1e-6, 1 - 1e-6)
-    odds: Floats = np.log(p) - np.log1p(-p)
-    return odds
-
-
-def _log_odds_ticks(axis: Any, low: float, high: float) -> None:
-    shown = [p for p in SHOWN_PROBABILITIES if low <= _log_odds(np.array(p)) <= high]
-    axis.set_ticks([float(_log_odds(np.array(p))) for p in shown], [f"{100 * p:g} %" for p in shown])
-
-
 def _scores(content: ReportContent) -> Chart:
-    odds = _log_odds(content.models[0].probability)
+    odds = log_odds(content.models[0].probability)
     fraud = content.held_out.fraud
     low, high = math.floor(odds.min()) - 0.5, math.ceil(odds.max()) + 0.5
     edges = np.linspace(low, high, 61)
@@ -752,12 +679,12 @@ def _scores(content: ReportContent) -> Chart:
                 axes.stairs(share, edges, color=colour, linewidth=1.3, label=label)
         top = 1.3 * axes.get_ylim()[1]  # room for the names of the thresholds
         for value, names, _ in _cuts(content):
-            at = float(_log_odds(np.array(value)))
+            at = float(log_odds(np.array(value)))
             axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
             axes.text(at - 0.08, top, names, rotation=90, va="top", ha="right", fontsize=8)
         axes.set(xlim=(low, high), ylim=(0, top), xlabel="probability (log-odds axis)", ylabel="share of the class")
-        _log_odds_ticks(axes.xaxis, low, high)
-        _shares(axes.yaxis)
+        log_odds_ticks(axes.xaxis, low, high)
+        shares(axes.yaxis)
         axes.legend(**ABOVE, ncols=2)
 
     alt = "Distribution of the test probabilities of honest transactions and of frauds on a log-odds axis."
@@ -765,7 +692,7 @@ def _scores(content: ReportContent) -> Chart:
         "How far apart the model puts the classes. Each class adds up to 100 %, although frauds are far fewer. "
         "Frauds left of the dashed line of “is fraud” are missed."
     )
-    return Chart("Scores by class", _draw("scores", alt, paint), caption)
+    return Chart("Scores by class", inline("scores", alt, paint), caption)
 
 
 def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
@@ -781,11 +708,11 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
                 axes.axvline(marked, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
             axes.set(xscale="log", ylim=(0, 1.02), xlabel="alerts a day", ylabel=ylabel)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            _shares(axes.yaxis)
+            shares(axes.yaxis)
             axes.legend(**ABOVE, ncols=2)
 
         alt = f"{title}: {ylabel} against alerts a day for {', '.join(m.name for m in content.models)}."
-        return Chart(title, _draw(f"budget_{key}", alt, paint), caption)
+        return Chart(title, inline(f"budget_{key}", alt, paint), caption)
 
     line = "" if marked is None else f" The dashed line is the budget of the tables, {marked:,} alerts a day."
     return (
@@ -830,7 +757,7 @@ def _training(content: ReportContent) -> tuple[Chart, Chart]:
             axes.set(xlabel="epoch", ylabel=ylabel)
 
         alt = f"{title}: {', '.join(f'{value:.4f}' for value in values)}."
-        return Chart(title, _draw(f"training_{key}", alt, paint, (4.7, 2.7)), caption)
+        return Chart(title, inline(f"training_{key}", alt, paint, (4.7, 2.7)), caption)
 
     return (
         chart("loss", "Loss on the training days", "loss per event", "The mean over the labelled training events."),
@@ -864,15 +791,15 @@ def _importance(importance: Importance) -> Chart:
         "values of one input are shuffled among their rows. Lines: one standard deviation over the repeats."
     )
     size = (SMALL[0], 0.9 + 0.27 * len(figures))
-    return Chart("Permutation importance", _draw("importance", alt, paint, size), caption)
+    return Chart("Permutation importance", inline("importance", alt, paint, size), caption)
 
 
 def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
     """The probabilities and amounts of a user's events around a missed fraud, in order."""
     events = miss.events
     known = [(i, event.probability) for i, event in enumerate(events) if event.probability is not None]
-    odds = _log_odds(np.array([p for _, p in known]))
-    cut = float(_log_odds(np.array(min(content.thresholds.is_fraud, 1.0))))
+    odds = log_odds(np.array([p for _, p in known]))
+    cut = float(log_odds(np.array(min(content.thresholds.is_fraud, 1.0))))
     low, high = min(odds.min(), cut) - 0.8, max(odds.max(), cut) + 0.8
     amounts = [event.amount for event in events]
     has_amounts = any(amount is not None for amount in amounts)
@@ -894,7 +821,7 @@ def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
             if at:
                 axes.plot([known[k][0] for k in at], odds[at], linestyle="none", markersize=5, label=name, **look)
         axes.set(ylim=(low, high), ylabel="probability")
-        _log_odds_ticks(axes.yaxis, low, high)
+        log_odds_ticks(axes.yaxis, low, high)
         axes.legend(**ABOVE, ncols=3)
         if has_amounts:
             below = rows[1][0]
@@ -911,4 +838,4 @@ def _timeline(content: ReportContent, number: int, miss: Miss) -> Chart:
         last.set_xlim(-0.7, len(events) - 0.3)
 
     alt = f"Probabilities and amounts of {miss.user} around the missed fraud; the table below has the figures."
-    return Chart(miss.user, _draw(f"timeline_{number}", alt, paint, (8.2, 3.3 if has_amounts else 2.4)), "", wide=True)
+    return Chart(miss.user, inline(f"timeline_{number}", alt, paint, (8.2, 3.3 if has_amounts else 2.4)), "", wide=True)
