@@ -186,10 +186,16 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a habit of zero": (lambda m: m["context"].update(habit_half_life=0), "context.habit_half_life: seen 0"),
     "a user that is no context": (lambda m: m["context"].update(user=1), "context.user: 1; the schema says None"),
-    "no inputs": (lambda m: m["context"].update(inputs=[]), r"context.inputs: seen \[\]; expected some of count, amount"),
+    "no inputs": (
+        lambda m: m["context"].update(inputs=[]),
+        r"context.inputs: seen \[\]; expected some of count, amount",
+    ),
     "an unknown input": (lambda m: m["context"].update(inputs=["mean"]), "context.inputs: seen .'mean'"),
     "an input twice": (lambda m: m["context"].update(inputs=["run", "run"]), "context.inputs: .* each once"),
-    "inputs in another order": (lambda m: m["context"].update(inputs=["run", "count"]), "context.inputs: .* this order"),
+    "inputs in another order": (
+        lambda m: m["context"].update(inputs=["run", "count"]),
+        "context.inputs: .* this order",
+    ),
     "other inputs": (lambda m: m["context"].update(inputs=["run"]), "graph.context: .*; the schema says"),
     "a delay below zero": (lambda m: m["context"].update(label_delay=-1), "context.label_delay: seen -1"),
     "other contexts": (lambda m: m["context"].update(columns=["kind", "device"]), "context.columns: .*the schema says"),

@@ -328,6 +328,16 @@ def walk(seed: int, length: int) -> list[tuple[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def cards(make_bundle: Callable[..., Bundle], cards_toml: str) -> Bundle:
+    """CARDS, with the user as one more entity."""
+    here = cards_toml.replace('"device"]', '"device", "user"]\nhabit_half_life = "6h"')
+    bundle = make_bundle(here)
+    assert bundle.manifest.context.columns == COLUMNS
+    assert bundle.manifest.context.user == 2
+    return bundle
+
+
+@pytest.fixture(scope="module")
 def graph(cards: Bundle) -> SequenceGraph:
     return SequenceGraph(cards.sequence, cards.manifest.graph)
 
