@@ -26,7 +26,7 @@ import numpy as np
 from msgspec import msgpack
 
 from benchmarks.processes import write_result
-from seqfraud.context import ContextSpec, ContextTable
+from seqfraud.context import ORDINARY, ContextSpec, ContextTable
 from seqfraud.graph import NEXT, GraphSpec, StateSpec
 from serve.capture import ROWS, SLOTS, Capture, remember
 from serve.labels import UNSAID, LabelBook
@@ -88,12 +88,13 @@ def made_up(users: int) -> Iterator[Piece]:
         names = [(0, f"merchant-{row}") for row in range(max(begin, 1), begin + len(part))]
         arrays = {
             "newest": np.full(len(part), NOW - HOUR),
-            "sums": rng.random((len(part), 4, len(CONTEXT.half_lives))),
-            "run": rng.integers(0, 9, (len(part), 4)),
-            "effects": part,
+            "sums": rng.random((len(part), 4, len(CONTEXT.half_lives) + 1)),
+            "run": rng.integers(0, 9, (len(part), 5)),
+            "effects": 2 * part,
         }
         yield Piece("entities", msgpack.encode(names), arrays)
-    yield Piece("effects", b"", {"effects": 4 * rng.integers(NOW - 90 * DAY, NOW - 7 * DAY, int(effects.sum()))})
+    told = 4 * rng.integers(NOW - 90 * DAY, NOW - 7 * DAY, int(effects.sum()))
+    yield Piece("effects", b"", {"effects": np.stack([told, np.full(len(told), ORDINARY)], axis=1).reshape(-1)})
     for begin in range(0, users, SLOTS):
         n = min(SLOTS, users - begin)
         held = rng.integers(1, 2 * EVENTS, n)
@@ -115,6 +116,7 @@ def made_up(users: int) -> Iterator[Piece]:
     columns = {
         "seq": users * EVENTS - waiting + np.arange(waiting),
         "time": np.sort(rng.integers(NOW - 7 * DAY, NOW, waiting)),
+        "ratio": np.full(waiting, ORDINARY),
         "rows": rng.integers(1, entities + 1, (waiting, 1)),
         "effective": np.full(waiting, UNSAID, np.uint8),
     }
@@ -152,12 +154,12 @@ class Traffic(threading.Thread):
         users, context, labels = self.memory.users, self.memory.context, self.memory.labels
         labels.advance(now)
         rows = context.rows_of([entity])
-        context.read(rows, now)
+        context.read(rows, now, 1.0)
         slot = users.slot(user)
         users.append(slot, now, self)  # type: ignore[arg-type]
         users.count(slot)
-        context.add_transaction(rows, now, 1.0)
-        labels.opened(self.users * EVENTS + len(self.seconds), now, rows)
+        ratio = context.add_transaction(rows, now, 1.0)
+        labels.opened(self.users * EVENTS + len(self.seconds), now, rows, ratio)
 
 
 def snapshot(memory: Memory, state: Path, seq: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seqfraud.config import CONTEXT_INPUTS
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError
 from seqfraud.graph import NEXT, GraphSpec, StateSpec
@@ -125,9 +126,11 @@ def check_manifest(
 ) -> None:
     """The parts of a manifest fit each other, and what they ask for is bounded. Raises BundleError."""
     _check_columns(schema)
+    _check_context(context)
     for what, seen, expected in (
         ("vocabularies of", [v.column for v in vocabularies], list(schema.categorical)),
         ("context.columns:", list(context.columns), list(schema.entities)),
+        ("context.user:", context.user, schema.user_entity),
         ("graph.numeric:", graph.numeric, len(schema.numeric_inputs)),
         ("graph.categorical:", graph.categorical, len(schema.categorical)),
         ("graph.context:", graph.context, context.width),
@@ -138,7 +141,6 @@ def check_manifest(
         if column not in schema.numeric_inputs:
             raise BundleError(f"manifest: missing: {column!r:.80} is no numeric input")
     _check_vocabularies(vocabularies)
-    _check_context(context)
     if len(graph.states) > MAX_STATES:
         raise BundleError(f"manifest: {len(graph.states)} states; at most {MAX_STATES}")
     names = {tensor.name for tensor in (*graph.sequence_inputs(), *graph.step_inputs(), *graph.sequence_outputs())}
@@ -166,7 +168,7 @@ def user_bytes(graph: GraphSpec, window: int) -> int:
 
 def entity_bytes(context: ContextSpec) -> int:
     """What a service keeps per entity: the newest time, four sums per half-life, the run, and where its effects begin."""
-    return 8 + 4 * len(context.half_lives) * 8 + 4 * 8 + 8
+    return 8 + 4 * (len(context.half_lives) + 1) * 8 + 5 * 8 + 8
 
 
 def _check_columns(schema: Schema) -> None:
@@ -209,7 +211,13 @@ def _check_context(context: ContextSpec) -> None:
     _require_within("the number of context.half_lives", len(context.half_lives), 1, MAX_HALF_LIVES)
     for half_life in context.half_lives:
         _require_within("context.half_lives", half_life, 1, MAX_DURATION_MS)
+    _require_within("context.habit_half_life", context.habit_half_life, 1, MAX_DURATION_MS)
     _require_within("context.label_delay", context.label_delay, 0, MAX_DURATION_MS)
+    if not context.inputs or context.inputs != tuple(kind for kind in CONTEXT_INPUTS if kind in context.inputs):
+        raise BundleError(
+            f"manifest: context.inputs: seen {list(context.inputs)!r:.200}; expected some of "
+            f"{', '.join(CONTEXT_INPUTS)}, each once and in this order"
+        )
     need = entity_bytes(context)
     if need > ENTITY_BYTES:
         raise BundleError(

@@ -133,7 +133,12 @@ class Manifest:
                 schema=Schema.from_dict(raw["schema"]),
                 label=LabelSource(raw["label"]["column"], raw["label"]["known_at"]),
                 context=ContextSpec(
-                    tuple(context["columns"]), tuple(map(int, context["half_lives"])), int(context["label_delay"])
+                    tuple(context["columns"]),
+                    tuple(map(int, context["half_lives"])),
+                    int(context["label_delay"]),
+                    int(context["habit_half_life"]),
+                    None if context["user"] is None else int(context["user"]),
+                    tuple(context["inputs"]),
                 ),
                 vocabularies=vocabularies,
                 graph=GraphSpec.from_dict(raw["graph"]),

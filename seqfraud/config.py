@@ -23,8 +23,13 @@ MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
 WEEK_MS = 7 * DAY_MS
+HABIT_HALF_LIFE = 90 * DAY_MS
 
 TimeUnit = Literal["iso", "s", "ms"]
+
+ContextInput = Literal["count", "amount", "ratio", "fraud", "honest", "run"]
+"""What can be read of an entity: its decayed sums, the ratio of the amount to its habit, its run of known frauds."""
+CONTEXT_INPUTS: tuple[ContextInput, ...] = typing.get_args(ContextInput)
 
 Treatment = Literal["cards", "hash", "keep"]
 """What becomes of an identifier before it is stored: hashed where it looks like a card number, always, never."""
@@ -132,6 +137,10 @@ class FeaturesConfig:
         Duration(7 * DAY_MS),
         Duration(30 * DAY_MS),
     )
+    habit_half_life: Duration = Duration(HABIT_HALF_LIFE)
+    """Of an entity's mean amount, with which the amount at hand is compared."""
+    context_inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
+    """What reaches the model of each entity; everything is kept all the same."""
     min_count: int = 5
     """A category seen in fewer training rows gets the id of the unseen ones."""
     bins: int = 12
@@ -401,11 +410,16 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: training.dropout: expected 0 to below 1, got {config.training.dropout}")
     if any(h <= 0 for h in features.half_lives) or not features.half_lives:
         raise ConfigError(f"{source}: features.half_lives: expected one or more durations above 0")
+    if features.habit_half_life <= 0:
+        raise ConfigError(f"{source}: features.habit_half_life: expected a duration above 0")
+    if not features.context_inputs:
+        raise ConfigError(f"{source}: features.context_inputs: expected one or more of {', '.join(CONTEXT_INPUTS)}")
     columns = (*features.numeric, *(c for pair in features.geo for c in pair))
     if not (columns or features.categorical or features.context or features.ip):
         raise ConfigError(f"{source}: features: no column is named; expected at least one, such as numeric")
     for name, used in (("numeric and geo", columns), ("categorical", features.categorical),
-                       ("context and ip", (*features.context, *features.ip))):  # fmt: skip
+                       ("context and ip", (*features.context, *features.ip)),
+                       ("context_inputs", features.context_inputs)):  # fmt: skip
         twice = sorted({c for c in used if used.count(c) > 1})
         if twice:
             raise ConfigError(f"{source}: features.{name}: {twice[0]!r} is listed twice")

@@ -1,9 +1,12 @@
 """What the other entities of a transaction (merchant, terminal, device, network) have recently been through.
 
 Per entity value there are exponentially decayed sums for several half-lives (transactions, amount, known fraud, known
-honest) and the state of its run of known frauds. `ContextTable` is the definition, O(1) in memory and time per entity,
-apart from the log that makes corrections exact; `context_columns` is a vectorised scan over a whole file that equals
-it.
+honest), its habit, and the state of its run of known frauds. `ContextTable` is the definition, O(1) in memory and time
+per entity, apart from the log that makes corrections exact; `context_columns` is a vectorised scan over a whole file
+that equals it.
+
+The habit is two more sums, count and amount, with a half-life of their own; it is read as the transaction's amount over
+the mean amount so far (`amount_ratio`). The user may be one of the entities.
 
 Order: a transaction reads before it adds itself. A label takes effect before the first transaction in arrival order
 whose time is at or after `known_at`; its increment carries the transaction's time. A transaction without a fraud
@@ -13,12 +16,16 @@ The run of known frauds, folded over label effects in the order in which they ta
 it is the first, or if an honest transaction newer than the last known fraud is known; else it lengthens the run. Where
 a label is corrected, the earlier one is taken out of the fold and the new one appended.
 
+Where the user is an entity, a run also has the least ratio of its frauds' amounts to their users' habits: whether one
+of them was ordinary for its user. The ratio of a transaction is fixed when it adds itself, and goes with its label; the
+label that corrects another has the ratio of the one that it takes out.
+
 Letters: N rows, E context columns, L half-lives, S numbers read per column, K = E * S.
 """
 
 import heapq
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,7 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.config import DAY_MS, Config
+from seqfraud.config import CONTEXT_INPUTS, DAY_MS, HABIT_HALF_LIFE, Config, ContextInput
 from seqfraud.cut import Cut
 from seqfraud.schema import Schema
 from seqfraud.table import MISSING, Coded, RowNumbers, by_code, row_type
@@ -42,8 +49,18 @@ NO_ENTITY = 0
 """Row of the table that stands for a missing value: reads as an entity that was never seen, never changes."""
 
 COUNT, AMOUNT, FRAUD, HONEST = range(4)
-BEGAN, LENGTH, LAST_FRAUD, LAST_HONEST = range(4)
+BEGAN, LENGTH, LAST_FRAUD, LAST_HONEST, LEAST = range(5)
+NO_RUN = (NEVER, 0, NEVER, NEVER, 0)
 UNKNOWN_AGE = -1.0
+
+UNKNOWN_RATIO = -1.0
+MOST_RATIO = 10_000.0
+LEAST_COUNT = 1e-9
+"""An entity whose decayed count is less has no habit left."""
+LEAST_MEAN = 1e-6
+"""A smaller mean amount is no habit: refunds may leave nothing but what rounding makes of it."""
+ORDINARY = 1 << 16
+"""The ratio 1 as it is kept with transactions, labels and runs: a whole number, which the order of adding cannot change."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +72,17 @@ class ContextSpec:
     """Milliseconds."""
     label_delay: int
     """Milliseconds."""
+    habit_half_life: int = HABIT_HALF_LIFE
+    """Milliseconds."""
+    user: int | None = None
+    """Which of the columns is the user; None: none is."""
+    inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
+    """What is read of all that is kept, in this order."""
 
     @property
     def numbers_per_column(self) -> int:
         """S."""
-        return 4 * len(self.half_lives) + 4
+        return sum(map(len, self._names().values()))
 
     @property
     def width(self) -> int:
@@ -68,23 +91,66 @@ class ContextSpec:
 
     def names(self) -> list[str]:
         """The K names of what is read, in order."""
-        kinds = [f"{kind}_{hl / DAY_MS:g}d" for kind in ("count", "amount", "fraud", "honest")
-                 for hl in self.half_lives]  # fmt: skip
-        kinds += ["run_age_d", "run_length", "since_fraud_d", "since_honest_d"]
-        return [f"{column}.{kind}" for column in self.columns for kind in kinds]
+        names = [name for kind in self._names().values() for name in kind]
+        return [f"{column}.{name}" for column in self.columns for name in names]
+
+    def _names(self) -> dict[ContextInput, list[str]]:
+        """The S names of one column by kind, in order."""
+        names: dict[ContextInput, list[str]] = {
+            kind: [f"{kind}_{half_life / DAY_MS:g}d" for half_life in self.half_lives] for kind in CONTEXT_INPUTS
+        }
+        names["ratio"] = ["amount_ratio"]
+        names["run"] = ["run_age_d", "run_length", "since_fraud_d", "since_honest_d", "run_least_ratio"]
+        if self.user is None:
+            names["run"].pop()
+        return {kind: names[kind] for kind in CONTEXT_INPUTS if kind in self.inputs}
+
+    def places(self) -> dict[ContextInput, slice]:
+        """Where the numbers of each kind that is read are among the S of a column."""
+        ends = np.cumsum([len(names) for names in self._names().values()]).tolist()
+        return {kind: slice(*ends) for kind, ends in zip(self._names(), pairwise([0, *ends]), strict=True)}
 
 
 def context_spec(config: Config, schema: Schema) -> ContextSpec:
     """The context that a configuration asks for."""
-    return ContextSpec(schema.entities, tuple(map(int, config.features.half_lives)), int(config.data.label_delay))
+    features = config.features
+    return ContextSpec(
+        schema.entities,
+        tuple(map(int, features.half_lives)),
+        int(config.data.label_delay),
+        int(features.habit_half_life),
+        schema.user_entity,
+        tuple(kind for kind in CONTEXT_INPUTS if kind in features.context_inputs),
+    )
 
 
-def fold_fraud(run: list[int], time: int) -> None:
-    """One known fraud of transaction time `time` on a run state [began, length, last fraud, last honest]."""
+def amount_ratio(amount: float, count: float, total: float) -> float:
+    """An amount over the mean of an entity's habit, decayed count and amount; 0 to MOST_RATIO, or UNKNOWN_RATIO."""
+    if count < LEAST_COUNT or total < LEAST_MEAN * count:
+        return UNKNOWN_RATIO
+    return min(max(amount * count / total, 0.0), MOST_RATIO)
+
+
+def _amount_ratios(amount: Float64, count: Float64, total: Float64) -> Float64:
+    """float64 [n]: `amount_ratio` of n transactions."""
+    known = (count >= LEAST_COUNT) & (total >= LEAST_MEAN * count)
+    ratio = np.full(len(amount), UNKNOWN_RATIO)
+    ratio[known] = np.clip(amount[known] * count[known] / total[known], 0.0, MOST_RATIO)
+    return ratio
+
+
+def _fixed(ratio: Float64) -> Int64:
+    """int64 [n]: ratios as they are kept with transactions; one that is unknown is ordinary."""
+    fixed: Int64 = np.rint(np.where(ratio == UNKNOWN_RATIO, 1.0, ratio) * ORDINARY).astype(np.int64)
+    return fixed
+
+
+def fold_fraud(run: list[int], time: int, ratio: int) -> None:
+    """One known fraud of transaction time `time` on a run state [began, length, last fraud, last honest, least ratio]."""
     if run[LENGTH] == 0 or run[LAST_HONEST] > run[LAST_FRAUD]:
-        run[BEGAN], run[LENGTH] = time, 1
+        run[BEGAN], run[LENGTH], run[LEAST] = time, 1, ratio
     else:
-        run[BEGAN], run[LENGTH] = min(run[BEGAN], time), run[LENGTH] + 1
+        run[BEGAN], run[LENGTH], run[LEAST] = min(run[BEGAN], time), run[LENGTH] + 1, min(run[LEAST], ratio)
     run[LAST_FRAUD] = max(run[LAST_FRAUD], time)
 
 
@@ -93,24 +159,34 @@ class ContextTable:
 
     Rows are entities; row 0 is "no entity". Attributes:
         newest: int64 [rows], time of the newest transaction of the entity.
-        sums: float64 [rows, 4, L], decayed to `newest`.
-        run: int64 [rows, 4], state of the run of known frauds.
+        sums: float64 [rows, 4, L + 1], decayed to `newest`; the last half-life is the habit's.
+        run: int64 [rows, 5], state of the run of known frauds.
     """
 
     def __init__(self, spec: ContextSpec, capacity: int = 1024) -> None:
         self.spec = spec
-        self._rate = np.tile(-1.0 / np.array(spec.half_lives, dtype=np.float64), (4, 1))
-        """float64 [4, L], the same for each kind of sum: NumPy is quickest where shapes are equal."""
+        half_lives = (*spec.half_lives, spec.habit_half_life)
+        self._rate = np.tile(-1.0 / np.array(half_lives, dtype=np.float64), (4, 1))
+        """float64 [4, L + 1], the same for each kind of sum: NumPy is quickest where shapes are equal."""
         self._gain = np.zeros_like(self._rate)
         self._gain[COUNT] = 1.0
-        """float64 [4, L]: what the transaction at hand adds; only its amount changes."""
+        """float64 [4, L + 1]: what the transaction at hand adds; only its amount changes."""
+        self._size = spec.numbers_per_column
+        places = spec.places()
+        self._run_at = places["run"].start if "run" in places else self._size
+        self._ratio_at = places["ratio"].start if "ratio" in places else None
+        sums = np.arange(self._rate.size).reshape(self._rate.shape)[:, :-1]
+        at = {"count": sums[COUNT], "amount": sums[AMOUNT], "ratio": [0], "fraud": sums[FRAUD], "honest": sums[HONEST]}
+        self._picked = np.concatenate([[], *(at[kind] for kind in places if kind != "run")]).astype(np.int64)
+        """Which of an entity's sums are read, in order; that of the ratio stands for its place."""
         self.rows: dict[tuple[int, str], int] = {}
         self.newest: Int64 = np.full(capacity, NEVER, dtype=np.int64)
-        self.sums: Float64 = np.zeros((capacity, 4, len(spec.half_lives)))
-        self.run: Int64 = np.empty((capacity, 4), dtype=np.int64)
-        self.run[:] = (NEVER, 0, NEVER, NEVER)
+        self.sums: Float64 = np.zeros((capacity, *self._rate.shape))
+        self.run: Int64 = np.empty((capacity, len(NO_RUN)), dtype=np.int64)
+        self.run[:] = NO_RUN
         self.effects: list[array[int]] = [array("q")]
-        """Per row, label effects in order, only ever added to: 4 * time + 2 * (correction) + fraud."""
+        """Per row, label effects in order, only ever added to, two numbers each: 4 * time + 2 * (correction) + fraud, and
+        the ratio of its transaction in units of 1 / ORDINARY; 0 for a correction, which takes it from the earlier one."""
         self.names: list[tuple[int, str]] = []
         """The keys of `rows` in row order, from row 1."""
         self.cut: Cut[SavedRows] | None = None
@@ -145,55 +221,72 @@ class ContextTable:
         more = len(self.newest)
         self.newest = np.concatenate([self.newest, np.full(more, NEVER, dtype=np.int64)])
         self.sums = np.concatenate([self.sums, np.zeros((more, *self.sums.shape[1:]))])
-        run = np.empty((more, 4), dtype=np.int64)
-        run[:] = (NEVER, 0, NEVER, NEVER)
+        run = np.empty((more, len(NO_RUN)), dtype=np.int64)
+        run[:] = NO_RUN
         self.run = np.concatenate([self.run, run])
 
-    def read(self, rows: Int64, time: int) -> Float64:
-        """float64 [K]: what a transaction at `time` (ms) reads of its E entities, before it adds itself."""
-        size = self.spec.numbers_per_column
+    def read(self, rows: Int64, time: int, amount: float) -> Float64:
+        """float64 [K]: what a transaction at `time` (ms) reads of its E entities, before it adds itself.
+
+        Args:
+            amount: of the transaction, 0 where it is missing.
+        """
+        size, run_at, ratio_at = self._size, self._run_at, self._ratio_at
         out = np.empty(len(rows) * size)
         for begin, row in zip(range(0, len(out), size), rows.tolist(), strict=True):
             newest = self.newest.item(row)
             now = max(newest, time)
             sums = self.sums[row] * np.exp2(self._rate * float(now - newest))
-            end = begin + size
-            out[begin : end - 4] = sums.reshape(-1)
-            out[end - 4 : end] = run_read(self.run[row].tolist(), now)
+            out[begin : begin + run_at] = sums.take(self._picked)
+            if ratio_at is not None:
+                out[begin + ratio_at] = amount_ratio(amount, sums.item(COUNT, -1), sums.item(AMOUNT, -1))
+            if run_at < size:
+                out[begin + run_at : begin + size] = run_read(self.run[row].tolist(), now)[: size - run_at]
         return out
 
-    def add_transaction(self, rows: Int64, time: int, amount: float) -> None:
-        """Count a transaction for its entities; one older than an entity's newest is added already decayed."""
+    def add_transaction(self, rows: Int64, time: int, amount: float) -> int:
+        """Count a transaction for its entities; one older than an entity's newest is added already decayed.
+
+        Returns:
+            The ratio of its amount to its user's habit before it, for its labels, in units of 1 / ORDINARY; ORDINARY
+            where it is unknown or the user is no entity.
+        """
         if self.cut is not None:
             self.cut.keep(rows.tolist())
         gain = self._gain
         gain[AMOUNT] = amount
-        for row in rows.tolist():
+        ratio = UNKNOWN_RATIO
+        for column, row in enumerate(rows.tolist()):
             if row == NO_ENTITY:
                 continue
             newest = self.newest.item(row)
             sums = self.sums[row]
             if time >= newest:
                 sums *= np.exp2(self._rate * float(time - newest))
-                sums += gain
                 self.newest[row] = time
+            if column == self.spec.user:
+                ratio = amount_ratio(amount, sums.item(COUNT, -1), sums.item(AMOUNT, -1))
+            if time >= newest:
+                sums += gain
             else:
                 sums += gain * np.exp2(self._rate * float(newest - time))
+        return ORDINARY if ratio == UNKNOWN_RATIO else round(ratio * ORDINARY)
 
-    def add_label(self, rows: Int64, time: int, fraud: bool) -> None:
-        """A label of a transaction of that time takes effect."""
+    def add_label(self, rows: Int64, time: int, fraud: bool, ratio: int) -> None:
+        """A label of a transaction of that time takes effect; `ratio` is what `add_transaction` gave for it."""
         if self.cut is not None:
             self.cut.keep(rows.tolist())
         for row in rows.tolist():
             if row != NO_ENTITY:
                 self.sums[row, FRAUD if fraud else HONEST] += self._known(row, time)
-                self._fold(row, time, fraud)
-                self.effects[row].append(4 * time + fraud)
+                self._fold(row, time, fraud, ratio)
+                self.effects[row].extend((4 * time + fraud, ratio))
 
     def correct_label(self, rows: Int64, time: int, fraud: bool) -> None:
         """The label of a transaction of that time, in effect so far, turns out to be the other one.
 
-        Of several labels of an entity that are alike in time and value, the one that took effect last is taken out.
+        Of several labels of an entity that are alike in time and value, the one that took effect last is taken out; its
+        ratio becomes that of the new one.
         """
         if self.cut is not None:
             self.cut.keep(rows.tolist())
@@ -202,7 +295,7 @@ class ContextTable:
                 known = self._known(row, time)
                 self.sums[row, HONEST if fraud else FRAUD] -= known
                 self.sums[row, FRAUD if fraud else HONEST] += known
-                self.effects[row].append(4 * time + 2 + fraud)
+                self.effects[row].extend((4 * time + 2 + fraud, 0))
                 self.run[row] = last_run(np.array(self.effects[row], dtype=np.int64))
 
     def save_rows(self, rows: Int64) -> "SavedRows":
@@ -229,7 +322,7 @@ class ContextTable:
         self.cut = Cut(len(self.effects), lambda row: self.save_rows(np.array([row])))
 
     def copy_rows(self, count: int) -> dict[str, Any]:
-        """Arrays of the next rows of the cut, at most `count`; `effects` has the number of each row's label effects."""
+        """Arrays of the next rows of the cut, at most `count`; `effects` has the lengths of `ContextTable.effects`."""
         assert self.cut is not None
         begin, end, kept = self.cut.advance(count)
         out = {name: getattr(self, name)[begin:end].copy() for name in ("newest", "sums", "run")}
@@ -242,7 +335,7 @@ class ContextTable:
         return out
 
     def copy_effects(self, spans: Sequence[tuple[int, int, int]]) -> Int64:
-        """Label effects of some rows, joined: (row, begin, end) each. Those of a cut do not change after it."""
+        """Parts of `effects` of some rows, joined: (row, begin, end) each. Those of a cut do not change after it."""
         return np.frombuffer(b"".join([self.effects[row][begin:end] for row, begin, end in spans]), dtype=np.int64)
 
     def restore_entities(self, names: Sequence[tuple[int, str]], arrays: Mapping[str, Any]) -> None:
@@ -257,19 +350,19 @@ class ContextTable:
             getattr(self, name)[begin:end] = arrays[name]
 
     def restore_effects(self, lengths: Int64, effects: "array[int]") -> None:
-        """The label effects of all rows, joined, and how many each row has [rows]."""
+        """The label effects of all rows, joined, and the length of each row's [rows]."""
         ends = np.cumsum(lengths).tolist()
         self.effects = [effects[begin:end] for begin, end in pairwise([0, *ends])]
 
     def _known(self, row: int, time: int) -> Float64:
-        """float64 [L]: what one known transaction of that time is by the entity's newest time."""
+        """float64 [L + 1]: what one known transaction of that time is by the entity's newest time."""
         known: Float64 = np.exp2(self._rate[0] * float(self.newest.item(row) - time))
         return known
 
-    def _fold(self, row: int, time: int, fraud: bool) -> None:
+    def _fold(self, row: int, time: int, fraud: bool, ratio: int) -> None:
         if fraud:
             run = self.run[row].tolist()
-            fold_fraud(run, time)
+            fold_fraud(run, time, ratio)
             self.run[row] = run
         elif time > self.run.item(row, LAST_HONEST):
             self.run[row, LAST_HONEST] = time
@@ -284,55 +377,58 @@ class SavedRows:
     sums: Float64
     run: Int64
     effects: list[int]
-    """How many label effects each has."""
+    """How long the list of each one's label effects is."""
 
 
-def run_read(run: list[int], now: int) -> tuple[float, int, float, float]:
-    """Age of the run (days), its length, days since the last known fraud and honest transaction; or -1.
+def run_read(run: list[int], now: int) -> tuple[float, int, float, float, float]:
+    """Age of the run (days), its length, days since the last known fraud and honest transaction, least ratio; or -1.
 
     Days, because labels come late: on the logarithmic scale of the model a month is then wide enough to be told from five
     weeks, which it is not in seconds.
     """
-    began, length, fraud, honest = run
+    began, length, fraud, honest, least = run
     return (
         UNKNOWN_AGE if began == NEVER else (now - began) / DAY_MS,
         length,
         UNKNOWN_AGE if fraud == NEVER else (now - fraud) / DAY_MS,
         UNKNOWN_AGE if honest == NEVER else (now - honest) / DAY_MS,
+        least / ORDINARY if length else UNKNOWN_RATIO,
     )
 
 
 def run_numbers(run: Int64, now: Int64) -> Float64:
-    """float64 [N, 4]: `run_read` of N states."""
+    """float64 [N, 5]: `run_read` of N states."""
     out = np.empty(run.shape)
     out[:, 1] = run[:, LENGTH]
+    out[:, 4] = np.where(run[:, LENGTH] == 0, UNKNOWN_RATIO, run[:, LEAST] / ORDINARY)
     for at, state in ((0, BEGAN), (2, LAST_FRAUD), (3, LAST_HONEST)):
         out[:, at] = np.where(run[:, state] == NEVER, UNKNOWN_AGE, (now - run[:, state]) / DAY_MS)
     return out
 
 
 def last_run(effects: Int64) -> Int64:
-    """int64 [4]: the run state after folding the effects [n] of one entity in order, corrections taken out.
+    """int64 [5]: the run state after folding the effects [2 n] of one entity in order, corrections taken out.
 
     Args:
-        effects: 4 * time + 2 * (correction) + fraud, as in `ContextTable.effects`.
+        effects: as in `ContextTable.effects`.
     """
-    time, fraud = effects >> 2, (effects & 1).astype(bool)
-    kept = _uncorrected(time, fraud, (effects & 2).astype(bool))
-    time, fraud = time[kept], fraud[kept]
+    what, ratio = effects[0::2], effects[1::2].copy()
+    time, fraud = what >> 2, (what & 1).astype(bool)
+    kept = _take_out(time, fraud, (what & 2).astype(bool), ratio)
+    time, fraud, ratio = time[kept], fraud[kept], ratio[kept]
     last_honest = time[~fraud].max(initial=NEVER)
     at = np.flatnonzero(fraud)
     if len(at) == 0:
-        return np.array([NEVER, 0, NEVER, last_honest], dtype=np.int64)
+        return np.array([NEVER, 0, NEVER, last_honest, 0], dtype=np.int64)
     last_fraud = np.maximum.accumulate(time[at])
     honest = np.maximum.accumulate(np.where(fraud, NEVER, time))[at]
     begins = np.flatnonzero(honest[1:] > last_fraud[:-1]) + 1
     run = at[begins[-1] :] if len(begins) else at
-    return np.array([time[run].min(), len(run), last_fraud[-1], last_honest], dtype=np.int64)
+    return np.array([time[run].min(), len(run), last_fraud[-1], last_honest, ratio[run].min()], dtype=np.int64)
 
 
-def _uncorrected(time: Int64, fraud: npt.NDArray[np.bool_], correction: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Mask [n] of the effects that no correction has taken out."""
+def _take_out(time: Int64, fraud: Mask, correction: Mask, ratio: Int64) -> Mask:
+    """Mask [n] of the effects that no correction has taken out; each correction gets the ratio of what it takes out."""
     kept = np.ones(len(time), dtype=bool)
     if not correction.any():
         return kept
@@ -340,7 +436,8 @@ def _uncorrected(time: Int64, fraud: npt.NDArray[np.bool_], correction: npt.NDAr
     for at in np.flatnonzero(np.isin(time, time[correction])).tolist():
         moment, is_fraud = int(time[at]), bool(fraud[at])
         if correction[at]:
-            kept[alike[moment, not is_fraud].pop()] = False
+            out = alike[moment, not is_fraud].pop()
+            kept[out], ratio[at] = False, ratio[out]
         alike.setdefault((moment, is_fraud), []).append(at)
     return kept
 
@@ -384,11 +481,15 @@ def _fill_columns(
     place: RowNumbers | None = None,
 ) -> None:
     """`context_columns` into an array [N, K] of any float type."""
-    weight = np.zeros(len(time)) if amount is None else amount
+    weight = np.zeros(len(time)) if amount is None else np.nan_to_num(amount)
     effects = _label_effects(time, label, known_at, spec.label_delay)
+    ratio = np.full(len(time), ORDINARY)
+    if spec.user is not None and "run" in spec.inputs:
+        rows = _by_entity(entities[spec.user].codes, time)
+        ratio[rows.order] = _fixed(_habit_ratios(rows, weight, spec.habit_half_life))
     size = spec.numbers_per_column
     for column, coded in enumerate(entities):
-        _fill_column(out[:, column * size : (column + 1) * size], spec, coded, time, weight, effects, place)
+        _fill_column(out[:, column * size : (column + 1) * size], spec, coded, time, weight, effects, ratio, place)
 
 
 @dataclass(frozen=True)
@@ -474,42 +575,75 @@ def _fill_column(
     time: Int64,
     amount: Float64,
     effects: _Effects,
+    ratio: Int64,
     place: RowNumbers | None,
 ) -> None:
-    """Fill `out` [N, S] for one context column, block by block of its sorted rows."""
-    lengths = len(spec.half_lives)
-    rate = -1.0 / np.array(spec.half_lives, dtype=np.float64)
+    """Fill `out` [N, S] for one context column, block by block of its sorted rows; `ratio` [N] as it goes with labels."""
+    places = spec.places()
     absent = np.flatnonzero(coded.codes == MISSING)
-    out[absent if place is None else place[absent]] = np.r_[
-        np.zeros(4 * lengths), UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_AGE
-    ]
+    nothing = np.zeros(spec.numbers_per_column)
+    if "ratio" in places:
+        nothing[places["ratio"]] = UNKNOWN_RATIO
+    if "run" in places:
+        nothing[places["run"]] = run_read(list(NO_RUN), 0)[: len(nothing) - places["run"].start]
+    out[absent if place is None else place[absent]] = nothing
     rows = _by_entity(coded.codes, time)
     told = _told_effects(rows, coded.codes, effects)
-    runs = _runs_told(rows, told)
-    n = len(rows.order)
+    runs = _runs_told(rows, told, ratio[rows.order]) if "run" in places else None
+    habit = _habit_ratios(rows, amount, spec.habit_half_life) if "ratio" in places else None
 
-    state = np.zeros((4, lengths))
+    rate = -1.0 / np.array(spec.half_lives, dtype=np.float64)
+    for low, high, sums in _sums(rows, amount, rate, told):
+        block = np.empty((sums.shape[-1], STEPS, len(nothing)), dtype=out.dtype)
+        for kind, name in ((COUNT, "count"), (AMOUNT, "amount"), (FRAUD, "fraud"), (HONEST, "honest")):
+            if name in places:
+                block[:, :, places[name]] = sums[:, kind].transpose(2, 0, 1)
+        flat = block.reshape(-1, len(nothing))[: high - low]
+        if habit is not None:
+            flat[:, places["ratio"]] = habit[low:high, None]
+        if runs is not None:
+            numbers = run_numbers(runs.read(rows, low, high), rows.time[low:high])
+            flat[:, places["run"]] = numbers[:, : len(nothing) - places["run"].start]
+        at = rows.order[low:high]
+        out[at if place is None else place[at]] = flat
+
+
+def _habit_ratios(rows: _Rows, amount: Float64, half_life: int) -> Float64:
+    """float64 [n]: `amount_ratio` of every row, its amount among `amount` [N]."""
+    out = np.empty(len(rows.order))
+    for low, high, sums in _sums(rows, amount, np.array([-1.0 / half_life])):
+        count, total = (sums[:, kind, 0].T.reshape(-1)[: high - low] for kind in (COUNT, AMOUNT))
+        out[low:high] = _amount_ratios(amount[rows.order[low:high]], count, total)
+    return out
+
+
+def _sums(
+    rows: _Rows, amount: Float64, rate: Float64, told: "_Told | None" = None
+) -> Iterator[tuple[int, int, Float64]]:
+    """The decayed sums that rows low to high read, float64 [STEPS, 4, L, lanes], row by row along the lanes.
+
+    Args:
+        amount: float64 [N].
+        rate: float64 [L], -1 / half-life.
+        told: None: only count and amount, [STEPS, 2, L, lanes].
+    """
+    kinds, n = 2 if told is None else 4, len(rows.order)
+    state = np.zeros((kinds, len(rate)))
     for low in range(0, n, STEPS * LANES):
         high = min(low + STEPS * LANES, n)
         lanes = -(-(high - low) // STEPS)
-        now, before = rows.time[low:high], np.arange(low - 1, high - 1)
+        before = np.arange(low - 1, high - 1)
         # after an endless gap nothing is left of the entity before
-        gap = np.where(rows.begin[low:high] > before, np.inf, now - rows.time[before])
+        gap = np.where(rows.begin[low:high] > before, np.inf, rows.time[low:high] - rows.time[before])
         decay = np.exp2(_in_lanes(gap, lanes)[:, None, :] * rate[:, None])
-        gain = np.empty((STEPS, 4, lengths, lanes))
+        gain = np.empty((STEPS, kinds, len(rate), lanes))
         # what a row adds after reading has decayed once when the next row reads
         gain[:, COUNT] = decay
-        gain[:, AMOUNT] = decay * _in_lanes(np.nan_to_num(amount[rows.order[before]]), lanes)[:, None, :]
-        gain[:, FRAUD:] = told.gains(low, high, lanes, rows.time, rate)
+        gain[:, AMOUNT] = decay * _in_lanes(amount[rows.order[before]], lanes)[:, None, :]
+        if told is not None:
+            gain[:, FRAUD:] = told.gains(low, high, lanes, rows.time, rate)
         state = _decayed_sums(decay, gain, state)
-
-        block = np.empty((lanes, STEPS, spec.numbers_per_column), dtype=out.dtype)
-        for kind in range(4):
-            block[:, :, kind * lengths : (kind + 1) * lengths] = gain[:, kind].transpose(2, 0, 1)
-        flat = block.reshape(-1, spec.numbers_per_column)[: high - low]
-        flat[:, -4:] = run_numbers(runs.read(rows, low, high), now)
-        at = rows.order[low:high]
-        out[at if place is None else place[at]] = flat
+        yield low, high, gain
 
 
 def _in_lanes(values: npt.NDArray[Any], lanes: int) -> npt.NDArray[Any]:
@@ -526,8 +660,8 @@ def _decayed_sums(decay: Float64, gain: Float64, state: Float64) -> Float64:
 
     Args:
         decay: float64 [STEPS, L, lanes], overwritten.
-        gain: float64 [STEPS, 4, L, lanes].
-        state: float64 [4, L], the sums before the first row.
+        gain: float64 [STEPS, kinds, L, lanes].
+        state: float64 [kinds, L], the sums before the first row.
     """
     part = np.empty_like(gain[0])
     for i in range(1, len(gain)):
@@ -616,7 +750,7 @@ class _Runs:
         honest: row numbers [m + 1], the newest row known as honest for good so far, perhaps of an earlier entity; -1 is
             none.
         changed: row numbers [q], ascending: the rows that hear of a change of the state.
-        states: int64 [q + 1, 4], the state from there on, its last honest only of those that are corrected later.
+        states: int64 [q + 1, 5], the state from there on, its last honest only of those that are corrected later.
         entity: int32 [q + 1], whose state it is. The last items stand for "nothing heard yet".
     """
 
@@ -627,7 +761,7 @@ class _Runs:
     entity: npt.NDArray[np.int32]
 
     def read(self, rows: _Rows, low: int, high: int) -> Int64:
-        """int64 [high - low, 4]: the state that each row reads."""
+        """int64 [high - low, 5]: the state that each row reads."""
         change = _latest(self.changed, low, high)
         own = self.entity[change] == rows.code[low:high]
         run = self.states[np.where(own, change, -1)]
@@ -645,8 +779,12 @@ def _latest(heard: RowNumbers, low: int, high: int) -> Int64:
     return heard_so_far
 
 
-def _runs_told(rows: _Rows, told: _Told) -> _Runs:
-    """The fold of `fold_fraud` over the effects of every entity; entities without corrections all at once."""
+def _runs_told(rows: _Rows, told: _Told, ratio: Int64) -> _Runs:
+    """The fold of `fold_fraud` over the effects of every entity; entities without corrections all at once.
+
+    Args:
+        ratio: int64 [n], of the rows, in units of 1 / ORDINARY.
+    """
     n = len(rows.time)
     entity = rows.code[told.speaker]
     revised = np.isin(entity, entity[told.correction])
@@ -661,24 +799,30 @@ def _runs_told(rows: _Rows, told: _Told) -> _Runs:
     before[:1] = -1
     honest_since = (honest[at] >= begin) & (rows.time[honest[at]] > rows.time[before])
     begins = (before < begin) | honest_since
-    run = np.cumsum(begins)
+    run: Int64 = np.cumsum(begins)
     length = np.arange(len(at)) - np.flatnonzero(begins)[run - 1] + 1
-    oldest = run * n - np.maximum.accumulate(run * n - fraud)  # a running minimum that starts anew with each run
-    plain = np.stack([rows.time[oldest], length, rows.time[newest], np.full(len(at), NEVER)], axis=1)
+    oldest = _least_in_run(run, fraud, n)
+    least = _least_in_run(run, ratio[fraud], int(MOST_RATIO) * ORDINARY + 1)
+    plain = np.stack([rows.time[oldest], length, rows.time[newest], np.full(len(at), NEVER), least], axis=1)
 
     told_again = np.flatnonzero(revised & ~for_good)
-    folded = _folded_with_corrections(rows, told, told_again, honest)
+    folded = _folded_with_corrections(rows, told, told_again, honest, ratio)
     changes = np.r_[at, told_again]
     order = np.argsort(changes, kind="stable")
     changes = changes[order]
-    nothing = np.array([[NEVER, 0, NEVER, NEVER]])
     return _Runs(
         heard=told.heard,
         honest=honest,
         changed=told.heard[changes],
-        states=np.concatenate([np.concatenate([plain, folded])[order], nothing]),
+        states=np.concatenate([np.concatenate([plain, folded])[order], np.array([NO_RUN])]),
         entity=np.append(entity[changes], np.int32(MISSING)),
     )
+
+
+def _least_in_run(run: Int64, values: npt.NDArray[Any], bound: int) -> Int64:
+    """int64 [n]: a running minimum that starts anew with each run (ascending numbers [n]); 0 <= values [n] < bound."""
+    least: Int64 = run * bound - np.maximum.accumulate(run * bound - values)
+    return least
 
 
 def _at_risk(rows: _Rows, told: _Told) -> Mask:
@@ -689,25 +833,24 @@ def _at_risk(rows: _Rows, told: _Told) -> Mask:
     return ~told.fraud & np.isin(moment[told.speaker], moment[told.speaker[told.correction]])
 
 
-def _folded_with_corrections(rows: _Rows, told: _Told, which: Int64, honest: RowNumbers) -> Int64:
-    """int64 [k, 4]: the states after the effects `which` of entities with corrections; `honest` as in `_Runs`."""
+def _folded_with_corrections(rows: _Rows, told: _Told, which: Int64, honest: RowNumbers, ratio: Int64) -> Int64:
+    """int64 [k, 5]: the states after the effects `which` of entities with corrections; `honest` as in `_Runs`."""
     speaker, newest = told.speaker[which], honest[which]
     begin = rows.begin[speaker]
     for_good = np.where(newest >= begin, rows.time[newest], NEVER)
     states = []
     entity, fold = -1, _RevisedFold()
-    columns = (begin, rows.time[speaker], told.fraud[which], told.correction[which], for_good)
-    for first, time, fraud, correction, known in zip(*(c.tolist() for c in columns), strict=True):
+    columns = (begin, rows.time[speaker], told.fraud[which], told.correction[which], for_good, ratio[speaker])
+    for first, time, fraud, correction, known, own in zip(*(c.tolist() for c in columns), strict=True):
         if first != entity:
             entity, fold = first, _RevisedFold()
-        if correction:
-            fold.take_out(time)
+        told_ratio = fold.take_out(time) if correction else own
         if fraud:
-            fold.add_fraud(time, known)
+            fold.add_fraud(time, known, told_ratio)
         else:
-            fold.add_honest(time)
+            fold.add_honest(time, told_ratio)
         states.append(fold.state())
-    return np.array(states, dtype=np.int64).reshape(-1, 4)
+    return np.array(states, dtype=np.int64).reshape(-1, len(NO_RUN))
 
 
 class _RevisedFold:
@@ -720,54 +863,58 @@ class _RevisedFold:
 
     def __init__(self) -> None:
         self._runs: list[list[int]] = []
-        """[began, length, last fraud before it, number of the effect that began it]; the first one stays a run."""
-        self._honest: dict[int, list[int]] = {}
-        """Time -> numbers of the effects in force, ascending."""
+        """[began, length, least ratio, last fraud before it, number of the effect that began it]; the first one stays a
+        run."""
+        self._honest: dict[int, list[tuple[int, int]]] = {}
+        """Time -> number and ratio of the effects in force, ascending."""
         self._newest: list[int] = []
         """Heap of negative times of `_honest`, some of them gone."""
         self._last_fraud = NEVER
         self._number = 0
 
-    def add_honest(self, time: int) -> None:
+    def add_honest(self, time: int, ratio: int) -> None:
         self._number += 1
         if time not in self._honest:
             self._honest[time] = []
             heapq.heappush(self._newest, -time)
-        self._honest[time].append(self._number)
+        self._honest[time].append((self._number, ratio))
 
-    def take_out(self, time: int) -> None:
-        """Of several honest effects of one time the last is taken out."""
-        numbers = self._honest[time]
-        numbers.pop()
-        if not numbers:
+    def take_out(self, time: int) -> int:
+        """Of several honest effects of one time the last is taken out; its ratio."""
+        alike = self._honest[time]
+        _, ratio = alike.pop()
+        if not alike:
             del self._honest[time]
-        while len(self._runs) > 1 and not self._stands(*self._runs[-1][2:]):
-            began, length, _, _ = self._runs.pop()
-            self._runs[-1][:2] = min(self._runs[-1][0], began), self._runs[-1][1] + length
+        while len(self._runs) > 1 and not self._stands(*self._runs[-1][3:]):
+            self._lengthen(*self._runs.pop()[:3])
+        return ratio
 
     def _stands(self, last_fraud: int, number: int) -> bool:
-        return any(time > last_fraud and numbers[0] < number for time, numbers in self._honest.items())
+        return any(time > last_fraud and alike[0][0] < number for time, alike in self._honest.items())
 
-    def add_fraud(self, time: int, newest_for_good: int) -> None:
+    def add_fraud(self, time: int, newest_for_good: int, ratio: int) -> None:
         self._number += 1
         if not self._runs or newest_for_good > self._last_fraud:
-            self._runs = [[time, 1, NEVER, 0]]
+            self._runs = [[time, 1, ratio, NEVER, 0]]
         elif self._newest_honest() > self._last_fraud:
-            self._runs.append([time, 1, self._last_fraud, self._number])
+            self._runs.append([time, 1, ratio, self._last_fraud, self._number])
         else:
-            run = self._runs[-1]
-            run[:2] = min(run[0], time), run[1] + 1
+            self._lengthen(time, 1, ratio)
         self._last_fraud = max(self._last_fraud, time)
+
+    def _lengthen(self, began: int, length: int, least: int) -> None:
+        run = self._runs[-1]
+        run[:3] = min(run[0], began), run[1] + length, min(run[2], least)
 
     def _newest_honest(self) -> int:
         while self._newest and -self._newest[0] not in self._honest:
             heapq.heappop(self._newest)
         return -self._newest[0] if self._newest else NEVER
 
-    def state(self) -> tuple[int, int, int, int]:
-        """Began, length, last fraud, last honest."""
-        began, length = self._runs[-1][:2] if self._runs else (NEVER, 0)
-        return began, length, self._last_fraud, self._newest_honest()
+    def state(self) -> tuple[int, int, int, int, int]:
+        """Began, length, last fraud, last honest, least ratio."""
+        began, length, least = self._runs[-1][:3] if self._runs else (NEVER, 0, 0)
+        return began, length, self._last_fraud, self._newest_honest(), least
 
 
 def as_rows(entities: Sequence[Coded], row: int) -> list[str | None]:

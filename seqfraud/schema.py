@@ -43,6 +43,11 @@ class Schema:
         return (*self.context, *self.ip)
 
     @property
+    def user_entity(self) -> int | None:
+        """Which of the entities is the user; None: none is."""
+        return self.context.index(self.user) if self.user in self.context else None
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """Every column, other than user and id, that is compared as text; each once."""
         return tuple(dict.fromkeys((*self.categorical, *self.context, *self.ip)))

@@ -31,7 +31,7 @@ SLOTS = 256
 ROWS = 4096
 """Entities under the lock at a time, and things in a list that is written at once."""
 EFFECTS = 1 << 16
-"""Label effects under the lock at a time."""
+"""Numbers of label effects under the lock at a time."""
 
 Early = dict[str, tuple[LabelRecord, ...]]
 A = TypeVar("A")
@@ -100,7 +100,7 @@ class Capture:
 
 
 def _spans(lengths: Int64) -> Iterator[list[tuple[int, int, int]]]:
-    """All label effects as (row, begin, end), in lists of at most ROWS spans and EFFECTS effects."""
+    """All label effects as (row, begin, end), in lists of at most ROWS spans and EFFECTS numbers."""
     spans: list[tuple[int, int, int]] = []
     room = EFFECTS
     for row in np.flatnonzero(lengths).tolist():

@@ -42,12 +42,13 @@ Find = Callable[[int], tuple[int, Rows]]
 class Block:
     """Some consecutive open transactions: plain columns, for single items of NumPy's take several times as long."""
 
-    __slots__ = ("effective", "rows", "seq", "time", "used")
+    __slots__ = ("effective", "ratio", "rows", "seq", "time", "used")
 
     def __init__(self, size: int, entities: int) -> None:
         self.used = 0
         self.seq = array("q", bytes(8 * size))
         self.time = array("q", bytes(8 * size))
+        self.ratio = array("q", bytes(8 * size))
         self.rows = np.zeros((size, entities), dtype=np.int64)
         self.effective = bytearray(size)
 
@@ -65,10 +66,11 @@ class OpenTransactions:
         self.first = 0
         self.end = 0
 
-    def append(self, seq: int, time: int, rows: Rows) -> int:
+    def append(self, seq: int, time: int, rows: Rows, ratio: int) -> int:
         """Add a transaction, its seq above those before; its place."""
         block, at = self._last()
         block.seq[at], block.time[at], block.rows[at], block.effective[at] = seq, time, rows, UNSAID
+        block.ratio[at] = ratio
         block.used += 1
         self.end += 1
         return self.end - 1
@@ -84,7 +86,7 @@ class OpenTransactions:
         return self._blocks[-1], at
 
     def extend(self, columns: Mapping[str, Array]) -> None:
-        """Add many: `seq`, `time`, `effective` [N], `rows` [N, E]."""
+        """Add many: `seq`, `time`, `ratio`, `effective` [N], `rows` [N, E]."""
         done = 0
         while done < len(columns["seq"]):
             block, at = self._last()
@@ -92,6 +94,7 @@ class OpenTransactions:
             to, piece = slice(at, at + count), slice(done, done + count)
             np.frombuffer(block.seq, dtype=np.int64)[to] = columns["seq"][piece]
             np.frombuffer(block.time, dtype=np.int64)[to] = columns["time"][piece]
+            np.frombuffer(block.ratio, dtype=np.int64)[to] = columns["ratio"][piece]
             np.frombuffer(block.effective, dtype=np.uint8)[to] = columns["effective"][piece]
             block.rows[to] = columns["rows"][piece]
             block.used += count
@@ -127,8 +130,8 @@ def _first_seq(block: Block) -> int:
 
 def _open_columns(block: Block, effective: Array) -> dict[str, Array]:
     held = np.flatnonzero(effective != SETTLED)
-    seq, time = (np.frombuffer(column, dtype=np.int64)[held] for column in (block.seq, block.time))
-    return {"seq": seq, "time": time, "rows": block.rows[held], "effective": effective[held]}
+    numbers = {name: np.frombuffer(getattr(block, name), dtype=np.int64)[held] for name in ("seq", "time", "ratio")}
+    return {**numbers, "rows": block.rows[held], "effective": effective[held]}
 
 
 class Sequences:
@@ -197,9 +200,13 @@ class LabelBook:
         self._silence = FOREVER
         """When silence about that one is due."""
 
-    def opened(self, seq: int, time: int, rows: Rows) -> None:
-        """A transaction was accepted, its seq above those before: silence becomes honesty one delay later."""
-        place = self.open.append(seq, time, rows)
+    def opened(self, seq: int, time: int, rows: Rows, ratio: int) -> None:
+        """A transaction was accepted, its seq above those before: silence becomes honesty one delay later.
+
+        Args:
+            ratio: what `ContextTable.add_transaction` gave for it.
+        """
+        place = self.open.append(seq, time, rows, ratio)
         if time >= self._newest:
             self._newest = time
             if place == self._head:
@@ -281,7 +288,7 @@ class LabelBook:
         if before == UNSAID:
             rows = block.rows[at]
             undo.saved = self._context.save_rows(rows)
-            self._context.add_label(rows, entry[1], False)
+            self._context.add_label(rows, entry[1], False, block.ratio[at])
         elif before == FRAUD:
             self.frauds.add(entry[2])
         block.effective[at] = SETTLED
@@ -301,7 +308,7 @@ class LabelBook:
             rows = block.rows[at]
             undo.saved = self._context.save_rows(rows)
             if before == UNSAID:
-                self._context.add_label(rows, time, bool(fraud))
+                self._context.add_label(rows, time, bool(fraud), block.ratio[at])
             else:
                 self._context.correct_label(rows, time, bool(fraud))
             block.effective[at] = fraud

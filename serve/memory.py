@@ -99,13 +99,13 @@ class Memory:
         if as_recorded:
             context = np.frombuffer(record.context, dtype=np.float32)
         else:
-            context = self.context.read(rows, transaction.time).astype(np.float32)
+            context = self.context.read(rows, transaction.time, transaction.amount).astype(np.float32)
         return Taken(transaction, rows, context)
 
     def settle(self, seq: int, transaction: Transaction, rows: Rows) -> None:
         """Count an accepted transaction for its entities and start its label delay."""
-        self.context.add_transaction(rows, transaction.time, transaction.amount)
-        self.labels.opened(seq, transaction.time, rows)
+        ratio = self.context.add_transaction(rows, transaction.time, transaction.amount)
+        self.labels.opened(seq, transaction.time, rows, ratio)
         for record in self.early.pop(transaction.id, ()):
             self.labels.said(record.seq, seq, transaction.time, record.known_at, record.is_fraud)
 

@@ -345,7 +345,7 @@ class Service:
         undo = self._labels.advance(transaction.time)
         try:
             rows = self._context.rows_of(transaction.entities)
-            context = self._context.read(rows, transaction.time).astype(np.float32)
+            context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
             scored = self._try_score(transaction, context)
             answer = self._answer(transaction, scored)
             seq = self._journal.last_seq + 1

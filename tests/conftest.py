@@ -107,14 +107,14 @@ def labels_of() -> Callable[[LabelBook], dict[str, Any]]:
 
 
 def _labels_of(book: LabelBook) -> dict[str, Any]:
-    def at(place: int) -> tuple[int, int, list[int], int]:
+    def at(place: int) -> tuple[int, int, int, list[int], int]:
         block, i = book.open.at(place)
-        return block.seq[i], block.time[i], block.rows[i].tolist(), block.effective[i]
+        return block.seq[i], block.time[i], block.ratio[i], block.rows[i].tolist(), block.effective[i]
 
     queue: list[tuple[int, int]] = []  # as the book walks it
     newest = NEVER
     for place in range(book._head, book.open.end):
-        seq, time, _, _ = at(place)
+        seq, time, *_ = at(place)
         if time >= newest:
             queue.append((seq, time))
             newest = time

@@ -52,6 +52,8 @@ def test_minimal_configuration_has_the_defaults() -> None:
     assert config == Config(data=DataConfig(user="u", time="t"), features=FeaturesConfig(numeric=("x",)))
     assert config.data.label_delay == 7 * DAY_MS
     assert config.features.half_lives == (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
+    assert config.features.habit_half_life == 90 * DAY_MS
+    assert config.features.context_inputs == ("count", "amount", "ratio", "fraud", "honest", "run")
     assert config.split is None
 
 
@@ -75,6 +77,8 @@ def test_every_kind_of_value() -> None:
         geo = [["lat", "long"], ["a", "b"]]
         ip = ["address"]
         half_lives = ["90m", "1.5d"]
+        habit_half_life = "30d"
+        context_inputs = ["run", "ratio"]
         [cleaning]
         bad_row = "error"
         most_dropped = 0
@@ -99,7 +103,7 @@ def test_every_kind_of_value() -> None:
     )  # type: ignore[arg-type]  # fmt: skip
     assert config.features == FeaturesConfig(
         numeric=("x", "z"), categorical=("c",), context=("m",), geo=(("lat", "long"), ("a", "b")), ip=("address",),
-        half_lives=(90 * 60_000, 36 * HOUR_MS),
+        half_lives=(90 * 60_000, 36 * HOUR_MS), habit_half_life=30 * DAY_MS, context_inputs=("run", "ratio"),
     )  # type: ignore[arg-type]  # fmt: skip
     assert config.cleaning == CleaningConfig(bad_row="error", most_dropped=0.0)
     assert config.split == SplitConfig(
@@ -220,6 +224,16 @@ DATA = "[data]\nuser = 'u'\ntime = 't'\nlabel = 'y'\nlabel_known_at = 'k'\n"
         ("", "features: no column is named; expected at least one, such as numeric"),
         ("numeric = ['x']\nhalf_lives = []", "features.half_lives: expected one or more durations above 0"),
         ("numeric = ['x']\nhalf_lives = ['1d', '0s']", "features.half_lives: expected one or more durations above 0"),
+        ("numeric = ['x']\nhabit_half_life = '0d'", "features.habit_half_life: expected a duration above 0"),
+        (
+            "context = ['m']\ncontext_inputs = []",
+            "features.context_inputs: expected one or more of count, amount, ratio, fraud, honest, run",
+        ),
+        ("context = ['m']\ncontext_inputs = ['run', 'run']", "features.context_inputs: 'run' is listed twice"),
+        (
+            "context = ['m']\ncontext_inputs = ['mean']",
+            "features.context_inputs: 'mean' is not one of 'count', 'amount', 'ratio', 'fraud', 'honest', 'run'",
+        ),
         ("numeric = ['x', 'x']", "features.numeric and geo: 'x' is listed twice"),
         ("numeric = ['x']\ngeo = [['x', 'z']]", "features.numeric and geo: 'x' is listed twice"),
         ("geo = [['z', 'z']]", "features.numeric and geo: 'z' is listed twice"),

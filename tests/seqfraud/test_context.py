@@ -7,7 +7,7 @@ import heapq
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqfraud import context as context_module
-from seqfraud.config import parse_config
-from seqfraud.context import NO_ENTITY, ContextSpec, ContextTable, as_rows, context_columns, context_spec, last_run
+from seqfraud.config import CONTEXT_INPUTS, ContextInput, parse_config
+from seqfraud.context import (
+    NO_ENTITY,
+    ORDINARY,
+    ContextSpec,
+    ContextTable,
+    as_rows,
+    context_columns,
+    context_spec,
+    last_run,
+)
 from seqfraud.schema import schema_of
 from seqfraud.table import MISSING, Coded, row_type
 
@@ -35,57 +44,74 @@ class Entity:
 
     transactions: list[tuple[int, float]] = field(default_factory=list)
     """Time and amount."""
-    labels: list[tuple[int, bool]] = field(default_factory=list)
-    """The labels in effect, in the order in which they took effect: transaction time and fraud."""
+    labels: list[tuple[int, bool, float]] = field(default_factory=list)
+    """The labels in effect, in the order in which they took effect: transaction time, fraud, ratio of the amount."""
 
 
 class SlowContext:
     """The definition, word by word."""
 
-    def __init__(self, half_lives: Sequence[int]) -> None:
-        self.half_lives = half_lives
+    def __init__(self, spec: ContextSpec) -> None:
+        self.spec = spec
         self.entities: dict[tuple[int, str], Entity] = {}
 
     def rows_of(self, values: Values) -> Values:
         return values
 
-    def read(self, values: Values, time: int) -> list[float]:
+    def read(self, values: Values, time: int, amount: float) -> list[float]:
         numbers: list[float] = []
         for column, value in enumerate(values):
             entity = Entity() if value is None else self.entities.get((column, value), Entity())
-            numbers += self.numbers(entity, time)
+            numbers += self.numbers(entity, time, amount)
         return numbers
 
-    def numbers(self, entity: Entity, time: int) -> list[float]:
+    def ratio(self, entity: Entity, time: int, amount: float) -> float:
+        now = max([time, *(at for at, _ in entity.transactions)])
+        weights = [2.0 ** (-(now - at) / self.spec.habit_half_life) for at, _ in entity.transactions]
+        count = math.fsum(weights)
+        total = math.fsum(w * before for w, (_, before) in zip(weights, entity.transactions, strict=True))
+        if count < 1e-9 or total / count < 1e-6:
+            return -1.0
+        return min(max(amount / (total / count), 0.0), 10_000.0)
+
+    def numbers(self, entity: Entity, time: int, amount: float) -> list[float]:
         now = max([time, *(at for at, _ in entity.transactions)])
         increments = (
             [(at, 1.0) for at, _ in entity.transactions],
             entity.transactions,
-            [(at, 1.0) for at, fraud in entity.labels if fraud],
-            [(at, 1.0) for at, fraud in entity.labels if not fraud],
+            [(at, 1.0) for at, fraud, _ in entity.labels if fraud],
+            [(at, 1.0) for at, fraud, _ in entity.labels if not fraud],
         )
-        sums = [
-            math.fsum(gain * 2.0 ** (-(now - at) / half_life) for at, gain in kind)
+        count, total, known_fraud, known_honest = (
+            [
+                math.fsum(gain * 2.0 ** (-(now - at) / half_life) for at, gain in kind)
+                for half_life in self.spec.half_lives
+            ]
             for kind in increments
-            for half_life in self.half_lives
-        ]
+        )
         run, last_fraud, last_honest = run_of(entity.labels)
-        ages = [-1.0 if at is None else (now - at) / DAY for at in (min(run, default=None), last_fraud, last_honest)]
-        return [*sums, ages[0], float(len(run)), ages[1], ages[2]]
+        began, least = min((at for at, _ in run), default=None), min((ratio for _, ratio in run), default=-1.0)
+        ages = [-1.0 if at is None else (now - at) / DAY for at in (began, last_fraud, last_honest)]
+        numbers = [*count, *total, self.ratio(entity, time, amount), *known_fraud, *known_honest]
+        return [*numbers, ages[0], float(len(run)), ages[1], ages[2], *([] if self.spec.user is None else [least])]
 
-    def add_transaction(self, values: Values, time: int, amount: float) -> None:
+    def add_transaction(self, values: Values, time: int, amount: float) -> float:
+        ratio = -1.0
+        if self.spec.user is not None and (user := values[self.spec.user]) is not None:
+            ratio = self.ratio(self.entities.get((self.spec.user, user), Entity()), time, amount)
         for entity in self._of(values):
             entity.transactions.append((time, amount))
+        return 1.0 if ratio == -1.0 else round(ratio * 65_536) / 65_536
 
-    def add_label(self, values: Values, time: int, fraud: bool) -> None:
+    def add_label(self, values: Values, time: int, fraud: bool, ratio: float) -> None:
         for entity in self._of(values):
-            entity.labels.append((time, fraud))
+            entity.labels.append((time, fraud, ratio))
 
     def correct_label(self, values: Values, time: int, fraud: bool) -> None:
         for entity in self._of(values):
-            alike = [i for i, label in enumerate(entity.labels) if label == (time, not fraud)]
-            del entity.labels[alike[-1]]
-            entity.labels.append((time, fraud))
+            alike = [i for i, label in enumerate(entity.labels) if label[:2] == (time, not fraud)]
+            _, _, ratio = entity.labels.pop(alike[-1])
+            entity.labels.append((time, fraud, ratio))
 
     def _of(self, values: Values) -> Iterator[Entity]:
         for column, value in enumerate(values):
@@ -93,17 +119,17 @@ class SlowContext:
                 yield self.entities.setdefault((column, value), Entity())
 
 
-def run_of(labels: Sequence[tuple[int, bool]]) -> tuple[list[int], int | None, int | None]:
-    """The times of the frauds of the last run, of the last known fraud and of the last known honest transaction."""
-    run: list[int] = []
+def run_of(labels: Sequence[tuple[int, bool, float]]) -> tuple[list[tuple[int, float]], int | None, int | None]:
+    """Times and ratios of the frauds of the last run; times of the last known fraud and the last known honest one."""
+    run: list[tuple[int, float]] = []
     frauds: list[int] = []
     honest: list[int] = []
-    for time, fraud in labels:
+    for time, fraud, ratio in labels:
         if not fraud:
             honest.append(time)
             continue
         begins = not frauds or (bool(honest) and max(honest) > max(frauds))
-        run = [time] if begins else [*run, time]
+        run = [(time, ratio)] if begins else [*run, (time, ratio)]
         frauds.append(time)
     return run, max(frauds, default=None), max(honest, default=None)
 
@@ -123,9 +149,9 @@ class AnyContext(Protocol):
     """What both `SlowContext` and `ContextTable` can do."""
 
     def rows_of(self, values: Values, /) -> Any: ...
-    def read(self, rows: Any, time: int, /) -> Any: ...
-    def add_transaction(self, rows: Any, time: int, amount: float, /) -> None: ...
-    def add_label(self, rows: Any, time: int, fraud: bool, /) -> None: ...
+    def read(self, rows: Any, time: int, amount: float, /) -> Any: ...
+    def add_transaction(self, rows: Any, time: int, amount: float, /) -> Any: ...
+    def add_label(self, rows: Any, time: int, fraud: bool, ratio: Any, /) -> None: ...
     def correct_label(self, rows: Any, time: int, fraud: bool, /) -> None: ...
 
 
@@ -139,17 +165,20 @@ def replay(context: AnyContext, rows: Sequence[Row], delay: int, with_known_at: 
     """When, whose (by arrival), fraud."""
     said_honest: set[int] = set()
     places: list[Any] = []
+    ratios: list[Any] = []
     reads = []
     for arrival, row in enumerate(rows):
         while pending and pending[0][0] <= row.time:
             _, whose, fraud = heapq.heappop(pending)
-            act = context.correct_label if whose in said_honest else context.add_label
-            act(places[whose], rows[whose].time, fraud)
+            if whose in said_honest:
+                context.correct_label(places[whose], rows[whose].time, fraud)
+            else:
+                context.add_label(places[whose], rows[whose].time, fraud, ratios[whose])
             if not fraud:
                 said_honest.add(whose)
         places.append(context.rows_of(row.values))
-        reads.append(np.array(context.read(places[-1], row.time)))
-        context.add_transaction(places[-1], row.time, row.amount)
+        reads.append(np.array(context.read(places[-1], row.time, row.amount)))
+        ratios.append(context.add_transaction(places[-1], row.time, row.amount))
 
         silence = row.time + delay
         known_at = row.known_at if with_known_at else silence
@@ -191,7 +220,7 @@ def assert_same(got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]) -> 
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
 
 
-SPEC = ContextSpec(("merchant", "device"), (5_000, 60_000), 20_000)
+SPEC = ContextSpec(("merchant", "device"), (5_000, 60_000), 20_000, habit_half_life=7_000, user=1)
 
 amounts = st.sampled_from([0.0, 1.0, 99.99, -12.5, 1e4])
 labels = st.sampled_from([UNKNOWN, HONEST, HONEST, FRAUD, FRAUD])
@@ -220,10 +249,17 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @settings(max_examples=250, deadline=None)
-@given(rows=files(), delay=st.sampled_from([0, 1, 5_000, 20_000]), with_known_at=st.booleans())
-def test_online_and_offline_equal_the_reference(rows: list[Row], delay: int, with_known_at: bool) -> None:
-    spec = ContextSpec(SPEC.columns, SPEC.half_lives, delay)
-    want = replay(SlowContext(spec.half_lives), rows, delay, with_known_at)
+@given(
+    rows=files(),
+    delay=st.sampled_from([0, 1, 5_000, 20_000]),
+    user=st.sampled_from([None, 0, 1]),
+    with_known_at=st.booleans(),
+)
+def test_online_and_offline_equal_the_reference(
+    rows: list[Row], delay: int, user: int | None, with_known_at: bool
+) -> None:
+    spec = replace(SPEC, label_delay=delay, user=user)
+    want = replay(SlowContext(spec), rows, delay, with_known_at)
 
     assert_same(replay(ContextTable(spec, capacity=2), rows, delay, with_known_at), want)
 
@@ -261,24 +297,28 @@ def acts(draw: st.DrawFn) -> list[Step]:
 @settings(max_examples=250, deadline=None)
 @given(steps=acts())
 def test_online_takes_late_transactions_and_corrections_in_any_order(steps: list[Step]) -> None:
-    slow, table = SlowContext(SPEC.half_lives), ContextTable(SPEC)
+    slow, table = SlowContext(SPEC), ContextTable(SPEC)
+    both: tuple[AnyContext, AnyContext] = (slow, table)
     seen: list[Row] = []
+    ratios: list[tuple[Any, Any]] = []
     said: dict[int, bool] = {}
     for step in steps:
         if step.row is not None:
             row, rows = step.row, table.rows_of(step.row.values)
-            assert_same(table.read(rows, row.time), np.array(slow.read(row.values, row.time)))
-            slow.add_transaction(row.values, row.time, row.amount)
-            table.add_transaction(rows, row.time, row.amount)
+            assert_same(table.read(rows, row.time, row.amount), np.array(slow.read(row.values, row.time, row.amount)))
+            ratios.append(tuple(each.add_transaction(each.rows_of(row.values), row.time, row.amount) for each in both))
             seen.append(row)
         elif said.get(step.whose) != step.fraud:
             row = seen[step.whose]
-            for context in (slow, table):
-                act = context.add_label if step.whose not in said else context.correct_label  # type: ignore[attr-defined]
-                act(context.rows_of(row.values), row.time, step.fraud)  # type: ignore[attr-defined]
+            for context, ratio in zip(both, ratios[step.whose], strict=True):
+                if step.whose in said:
+                    context.correct_label(context.rows_of(row.values), row.time, step.fraud)
+                else:
+                    context.add_label(context.rows_of(row.values), row.time, step.fraud, ratio)
             said[step.whose] = step.fraud
         for row in seen[-3:]:
-            assert_same(table.read(table.rows_of(row.values), row.time), np.array(slow.read(row.values, row.time)))
+            read = table.read(table.rows_of(row.values), row.time, row.amount)
+            assert_same(read, np.array(slow.read(row.values, row.time, row.amount)))
 
 
 def crowded(seed: int, rows: int) -> list[Row]:
@@ -304,7 +344,7 @@ def crowded(seed: int, rows: int) -> list[Row]:
     ]
 
 
-CROWD = ContextSpec(("device", "country", "merchant"), (HOUR, 7 * DAY), 7 * DAY)
+CROWD = ContextSpec(("device", "country", "merchant"), (HOUR, 7 * DAY), 7 * DAY, user=2)
 
 
 @pytest.mark.parametrize("with_known_at", [False, True])
@@ -318,7 +358,7 @@ def test_few_entities_with_many_rows(with_known_at: bool) -> None:
 
 def test_online_equals_the_reference_over_a_long_history() -> None:
     rows = crowded(seed=2, rows=700)
-    want = replay(SlowContext(CROWD.half_lives), rows, CROWD.label_delay, with_known_at=True)
+    want = replay(SlowContext(CROWD), rows, CROWD.label_delay, with_known_at=True)
     assert_same(replay(ContextTable(CROWD), rows, CROWD.label_delay, with_known_at=True), want)
 
 
@@ -363,6 +403,7 @@ def test_first_transaction_reads_nothing() -> None:
     nothing = {
         "terminal.count_1d": 0.0,
         "terminal.amount_1d": 0.0,
+        "terminal.amount_ratio": -1.0,
         "terminal.fraud_1d": 0.0,
         "terminal.honest_1d": 0.0,
         "terminal.run_age_d": -1.0,
@@ -391,6 +432,7 @@ def test_numbers_by_hand() -> None:
     assert reads[3] == {
         "terminal.count_1d": 0.0625 + 0.125 + 0.25,
         "terminal.amount_1d": 0.5 + 0.25 + 0.25,
+        "terminal.amount_ratio": 0.0,
         "terminal.fraud_1d": 0.0625 + 0.25,
         "terminal.honest_1d": 0.125,
         "terminal.run_age_d": 2.0,  # the honest one of day 1 ended the run of day 0
@@ -443,7 +485,7 @@ def test_known_at_in_the_far_future_does_not_disturb_other_entities() -> None:
     known_at[:n:2] = DAY
     spec = ContextSpec(("card",), (DAY,), 2 * DAY)
     out = context_columns(spec, [Coded(codes, [""] * n)], time, None, label, known_at)
-    fraud = out[n:, 2]
+    fraud = out[n:, spec.names().index("card.fraud_1d")]
     assert (fraud[0::2] == 0.5).all()
     assert (fraud[1::2] == 0.0).all()
 
@@ -465,30 +507,31 @@ def test_a_corrected_honest_transaction_no_longer_parts_two_runs() -> None:
 
 def test_missing_values_read_nothing_and_change_nothing() -> None:
     spec = ContextSpec(("merchant", "device"), (DAY,), DAY)
-    nothing = [0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, -1.0]
+    nothing = [0.0, 0.0, -1.0, 0.0, 0.0, -1.0, 0.0, -1.0, -1.0]
     table = ContextTable(spec)
     rows = table.rows_of((None, None))
     assert rows.tolist() == [NO_ENTITY, NO_ENTITY]
-    table.add_transaction(rows, 5, 1.0)
-    table.add_label(rows, 5, True)
+    assert table.add_transaction(rows, 5, 1.0) == ORDINARY
+    table.add_label(rows, 5, True, ORDINARY)
     table.correct_label(rows, 5, False)
-    assert table.read(rows, 10).tolist() == nothing * 2
-    reads = both_ways([Row((None, "x"), 0, 1.0, FRAUD, DAY), Row((None, "x"), DAY)], spec)
-    assert list(reads[1].values()) == [*nothing, 0.5, 0.5, 0.5, 0.0, 1.0, 1.0, 1.0, -1.0]
+    assert table.read(rows, 10, 1.0).tolist() == nothing * 2
+    reads = both_ways([Row((None, "x"), 0, 1.0, FRAUD, DAY), Row((None, "x"), DAY, 3.0)], spec)
+    assert list(reads[1].values()) == [*nothing, 0.5, 0.5, 3.0, 0.5, 0.0, 1.0, 1.0, 1.0, -1.0]
 
 
 def test_a_late_transaction_reads_and_adds_at_the_newest_time() -> None:
     table = ContextTable(HAND)
     rows = table.rows_of(("t",))
     table.add_transaction(rows, 2 * DAY, 4.0)
-    late = named(HAND, table.read(rows, DAY))
+    late = named(HAND, table.read(rows, DAY, 8.0))
     assert late["terminal.count_1d"] == 1.0, "nothing grows back in time"
+    assert late["terminal.amount_ratio"] == 2.0
     table.add_transaction(rows, DAY, 8.0)
-    after = named(HAND, table.read(rows, 2 * DAY))
+    after = named(HAND, table.read(rows, 2 * DAY, 0.0))
     assert after["terminal.count_1d"] == 1.5
     assert after["terminal.amount_1d"] == 8.0
-    table.add_label(rows, DAY, True)
-    assert named(HAND, table.read(rows, 0))["terminal.since_fraud_d"] == 1.0
+    table.add_label(rows, DAY, True, ORDINARY)
+    assert named(HAND, table.read(rows, 0, 0.0))["terminal.since_fraud_d"] == 1.0
 
 
 def test_the_last_of_equal_labels_is_corrected() -> None:
@@ -498,10 +541,10 @@ def test_the_last_of_equal_labels_is_corrected() -> None:
     for time in (0, 10, 10, 20):
         table.add_transaction(rows, time, 0.0)
     for time, fraud in ((0, True), (10, False), (20, True), (10, False)):
-        table.add_label(rows, time, fraud)
+        table.add_label(rows, time, fraud, ORDINARY)
     table.correct_label(rows, 10, True)
     # the first honest one still parts 0 from 20; were it taken out, the run would be 0, 20, 10
-    assert named(HAND, table.read(rows, 20))["terminal.run_length"] == 2.0
+    assert named(HAND, table.read(rows, 20, 0.0))["terminal.run_length"] == 2.0
 
 
 def test_unknown_amounts_and_no_labels() -> None:
@@ -509,7 +552,10 @@ def test_unknown_amounts_and_no_labels() -> None:
     entities = [coded(["t", "t"])]
     out = context_columns(HAND, entities, time, np.array([np.nan, 3.0]), None, None)
     assert named(HAND, out[1])["terminal.amount_1d"] == 0.0
+    out = context_columns(HAND, entities, time, np.array([3.0, np.nan]), None, None)
+    assert named(HAND, out[1])["terminal.amount_ratio"] == 0.0, "counts as 0 here too"
     out = context_columns(HAND, entities, time, None, None, None)
+    assert named(HAND, out[1])["terminal.amount_ratio"] == -1.0
     assert named(HAND, out[1])["terminal.count_1d"] == 0.5
     assert named(HAND, out[1])["terminal.amount_1d"] == 0.0
     # without a label column nobody ever says fraud: silence is honest
@@ -520,12 +566,12 @@ def test_unknown_amounts_and_no_labels() -> None:
 def test_no_rows_and_no_context() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     out = context_columns(HAND, [Coded(nothing.astype(np.int32), [])], nothing, None, None, None)
-    assert out.shape == (0, 8)
+    assert out.shape == (0, 9)
     none = ContextSpec((), (DAY,), DAY)
     assert context_columns(none, [], np.zeros(3, dtype=np.int64), None, None, None).shape == (3, 0)
     only_missing = [Coded(np.full(2, MISSING, dtype=np.int32), ["t"])]
     out = context_columns(HAND, only_missing, np.zeros(2, dtype=np.int64), None, None, None)
-    assert out.tolist() == [[0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, -1.0]] * 2
+    assert out.tolist() == [[0.0, 0.0, -1.0, 0.0, 0.0, -1.0, 0.0, -1.0, -1.0]] * 2
 
 
 def test_rows_are_made_once_and_survive_growth() -> None:
@@ -536,8 +582,8 @@ def test_rows_are_made_once_and_survive_growth() -> None:
     more = [table.rows_of((f"m{i}", None))[0] for i in range(20)]
     assert len({*first, *more}) == 22
     assert table.rows_of(("a", "a")).tolist() == first
-    assert table.read(np.array(first[:1]), DAY)[:2].tolist() == [0.5, 3.5]
-    assert table.read(np.array(more), DAY).reshape(20, -1)[:, 0].tolist() == [0.0] * 20
+    assert table.read(np.array(first[:1]), DAY, 0.0)[:2].tolist() == [0.5, 3.5]
+    assert table.read(np.array(more), DAY, 0.0).reshape(20, -1)[:, 0].tolist() == [0.0] * 20
 
 
 def some_table() -> tuple[ContextTable, npt.NDArray[np.int64]]:
@@ -545,25 +591,27 @@ def some_table() -> tuple[ContextTable, npt.NDArray[np.int64]]:
     rows = table.rows_of(("a", "x"))
     for time in (0, 5_000, 9_000):
         table.add_transaction(rows, time, 2.0)
-    table.add_label(rows, 0, True)
-    table.add_label(rows, 5_000, False)
-    table.add_label(rows, 9_000, True)
+    table.add_label(rows, 0, True, 2 * ORDINARY)
+    table.add_label(rows, 5_000, False, ORDINARY // 2)
+    table.add_label(rows, 9_000, True, ORDINARY)
     return table, rows
 
 
 def test_saved_rows_take_back_what_came_next() -> None:
     table, rows = some_table()
-    before = table.read(rows, 20_000).tolist()
+    before = table.read(rows, 20_000, 3.0).tolist()
+    assert before[-1] == 1.0
     saved = table.save_rows(rows)
     table.add_transaction(rows, 15_000, 1.0)
     table.correct_label(rows, 5_000, True)
-    table.add_label(rows, 15_000, False)
-    assert table.read(rows, 20_000).tolist() != before
+    table.add_label(rows, 15_000, False, ORDINARY)
+    assert table.read(rows, 20_000, 3.0)[-1] == 0.5
     table.restore_rows(saved)
-    assert table.read(rows, 20_000).tolist() == before
+    assert table.read(rows, 20_000, 3.0).tolist() == before
     # the log behind corrections is as it was, too
     table.correct_label(rows, 5_000, True)
-    assert named(SPEC, table.read(rows, 20_000))["merchant.run_length"] == 3.0
+    read = named(SPEC, table.read(rows, 20_000, 3.0))
+    assert (read["merchant.run_length"], read["merchant.run_least_ratio"]) == (3.0, 0.5)
 
 
 def test_a_copy_restores_to_the_same_table() -> None:
@@ -575,7 +623,7 @@ def test_a_copy_restores_to_the_same_table() -> None:
     again.restore_entities(table.names[:1], first)
     again.restore_entities(table.names[1:], second)
     lengths = np.concatenate([first["effects"], second["effects"]])
-    effects = table.copy_effects([(0, 0, 0), (1, 0, 1), (1, 1, 4), (2, 0, 4)])
+    effects = table.copy_effects([(0, 0, 0), (1, 0, 1), (1, 1, 8), (2, 0, 8)])
     again.restore_effects(lengths, array("q", effects.tobytes()))
     table.cut = None
     for both in (table, again):
@@ -583,8 +631,9 @@ def test_a_copy_restores_to_the_same_table() -> None:
         both.correct_label(rows, 5_000, True)
         both.correct_label(rows, 0, True)
         both.add_transaction(both.rows_of(("new", "x")), 30_000, 1.0)
-    assert again.read(rows, 40_000).tolist() == table.read(rows, 40_000).tolist()
-    assert named(SPEC, again.read(rows, 40_000))["merchant.run_length"] == 3.0
+    assert again.read(rows, 40_000, 1.0).tolist() == table.read(rows, 40_000, 1.0).tolist()
+    read = named(SPEC, again.read(rows, 40_000, 1.0))
+    assert (read["merchant.run_length"], read["merchant.run_least_ratio"]) == (3.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -594,7 +643,7 @@ def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None
     table, rows = some_table()
     saved = table.save_rows(rows)
     if change == "taken back":
-        table.add_label(rows, 9_000, False)
+        table.add_label(rows, 9_000, False, ORDINARY)
     before = [array.copy() for array in (table.newest[:3], table.sums[:3], table.run[:3])]
     lengths = [len(effects) for effects in table.effects]
     table.begin_cut()
@@ -603,7 +652,7 @@ def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None
     elif change == "older transaction":
         table.add_transaction(rows, 1_000, 1.0)
     elif change == "label":
-        table.add_label(rows, 9_000, True)
+        table.add_label(rows, 9_000, True, ORDINARY)
     elif change == "correction":
         table.correct_label(rows, 9_000, False)
     elif change == "taken back":
@@ -622,16 +671,19 @@ def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None
 
 def test_last_run_of_no_effects() -> None:
     never = context_module.NEVER
-    assert last_run(np.zeros(0, dtype=np.int64)).tolist() == [never, 0, never, never]
+    assert last_run(np.zeros(0, dtype=np.int64)).tolist() == [never, 0, never, never, 0]
 
 
 def test_names_say_column_kind_and_half_life() -> None:
     spec = ContextSpec(("shop", "ip"), (HOUR, DAY, 14 * DAY), DAY)
-    assert spec.numbers_per_column == 16
-    assert spec.width == 32 == len(spec.names())
+    assert spec.numbers_per_column == 17
+    assert spec.width == 34 == len(spec.names())
     assert spec.names()[:4] == ["shop.count_0.0416667d", "shop.count_1d", "shop.count_14d", "shop.amount_0.0416667d"]
     runs = ["ip.run_age_d", "ip.run_length", "ip.since_fraud_d", "ip.since_honest_d"]
     assert spec.names()[-5:] == ["ip.honest_14d", *runs]
+    with_user = replace(spec, half_lives=(DAY,), user=0)
+    kinds = ["count_1d", "amount_1d", "amount_ratio", "fraud_1d", "honest_1d", *(name[3:] for name in runs)]
+    assert with_user.names()[:10] == [f"shop.{kind}" for kind in (*kinds, "run_least_ratio")]
 
 
 def test_spec_of_a_configuration() -> None:
@@ -642,7 +694,116 @@ def test_spec_of_a_configuration() -> None:
         """,
         "test",
     )
-    assert context_spec(config, schema_of(config)) == ContextSpec(("shop", "address"), (HOUR, 2 * DAY), 3 * DAY)
+    spec = ContextSpec(("shop", "address"), (HOUR, 2 * DAY), 3 * DAY, 90 * DAY, None, CONTEXT_INPUTS)
+    assert context_spec(config, schema_of(config)) == spec
+    config = parse_config(
+        """
+        data = {user = "u", time = "t"}
+        features = {context = ["shop", "u"], habit_half_life = "30d", context_inputs = ["run", "ratio"]}
+        """,
+        "test",
+    )
+    spec = context_spec(config, schema_of(config))
+    assert (spec.habit_half_life, spec.user, spec.inputs) == (30 * DAY, 1, ("ratio", "run"))
+
+
+# ---- habits
+
+
+HAND_LEAST = replace(HAND, user=0)
+BY_USER = ContextSpec(("terminal", "user"), (DAY,), 2 * DAY, habit_half_life=DAY, user=1)
+
+
+def test_amounts_are_compared_with_the_habit_before() -> None:
+    amounts = (0.0, 8.0, 2.0, -3.0, 7.0)
+    reads = both_ways(
+        [Row(("t",), n * DAY, amount) for n, amount in enumerate(amounts)], replace(HAND, habit_half_life=DAY)
+    )
+    # means: nothing; 0; (8 / 2) / (3 / 4); (2 / 2 + 8 / 4) / (7 / 8); (-3 / 2 + 2 / 4 + 8 / 8) / (15 / 16)
+    assert [read["terminal.amount_ratio"] for read in reads] == [-1.0, -1.0, 2.0 / (4 / 0.75), 0.0, -1.0]
+
+
+def test_an_amount_far_above_the_habit_is_bounded_and_one_long_ago_is_none() -> None:
+    spec = replace(HAND, habit_half_life=DAY)
+    rows = [Row(("t",), 0, 1.0), Row(("t",), 29 * DAY, 1e300), Row(("u",), 30 * DAY, 1.0), Row(("u",), 61 * DAY, 1.0)]
+    assert [read["terminal.amount_ratio"] for read in both_ways(rows, spec)] == [-1.0, 10_000.0, -1.0, -1.0]
+    table = ContextTable(spec)
+    rows_of = table.rows_of(("t",))
+    table.add_transaction(rows_of, 0, 5e-324)
+    for time in (0, 20 * DAY, 1074 * DAY, 10**6 * DAY):
+        assert table.read(rows_of, time, 1e300)[2] == -1.0
+
+
+def test_a_run_has_the_least_ratio_of_its_frauds_amounts_to_their_users_habits() -> None:
+    rows = [
+        Row(("s", "ann"), 0, 8.0),
+        Row(("s", "bob"), 0, 4.0),
+        Row(("t", "ann"), 1, 40.0, FRAUD, 10),  # 5 times ann's habit
+        Row(("t", "bob"), 1, 12.0, FRAUD, 20),  # 3 times bob's
+        Row(("t", "cid"), 2, 99.0, FRAUD, 30),  # unknown: ordinary
+        Row(("t", "bob"), 11),
+        Row(("t", "bob"), 21),
+        Row(("t", "bob"), 31),
+        Row(("v", "ann"), 31),
+    ]
+    spec = replace(BY_USER, half_lives=(10**15,), habit_half_life=10**15)
+    reads = both_ways(rows, spec)
+    least = [read["terminal.run_least_ratio"] for read in reads]
+    assert least == [-1.0] * 5 + [pytest.approx(ratio, abs=2**-16) for ratio in (5.0, 3.0, 1.0)] + [-1.0]
+    assert reads[8]["user.run_least_ratio"] == pytest.approx(5.0, abs=2**-16)
+    assert not [name for name in replace(spec, user=None).names() if "least" in name]
+
+
+def test_an_ended_run_leaves_its_ratio_and_a_correction_takes_over_that_of_what_it_takes_out() -> None:
+    """Two honest ones of one terminal and one time, 2 and 4 times the habits: the later effect is the one taken out."""
+    spec = replace(BY_USER, label_delay=30, half_lives=(10**15,), habit_half_life=10**15)
+    rows = [
+        Row(("s", "ann"), 0, 1.0),
+        Row(("s", "bob"), 0, 1.0),
+        Row(("t", "ann"), 5, 0.5, FRAUD, 6),
+        Row(("t", "ann"), 7, 1.5, FRAUD, 40),  # honest at 37, corrected at 40
+        Row(("t", "bob"), 7, 4.0, FRAUD, 60),  # honest at 37, corrected at 60
+        Row(("t", "dan"), 9, 3.0, FRAUD, 38),
+        Row(("t", "dan"), 39),
+        Row(("t", "dan"), 41),
+        Row(("t", "dan"), 61),
+    ]
+    reads = both_ways(rows, spec)
+    got = [(read["terminal.run_length"], read["terminal.run_least_ratio"]) for read in reads[5:]]
+    # the honest ones part 0.5 from dan's unknown one; taken out is bob's 4 first; then ann's 2, and the runs are one
+    assert got == [(1.0, 0.5), (1.0, 1.0), (2.0, 1.0), (4.0, 0.5)]
+    table = ContextTable(HAND_LEAST)
+    at = table.rows_of(("t",))
+    table.add_transaction(at, 7, 1.0)
+    table.add_label(at, 7, False, 2 * ORDINARY)
+    table.add_label(at, 7, False, 4 * ORDINARY)
+    table.correct_label(at, 7, True)
+    assert table.read(at, 9, 0.0)[-1] == 4.0
+    table.correct_label(at, 7, True)
+    assert table.read(at, 9, 0.0)[-1] == 2.0
+    table.correct_label(at, 7, False)
+    assert table.read(at, 9, 0.0)[-1] == 4.0
+    table.correct_label(at, 7, True)
+    assert table.read(at, 9, 0.0)[-1] == 2.0
+
+
+@pytest.mark.parametrize("inputs", [("run",), ("ratio",), ("amount", "ratio", "honest"), ("count", "fraud", "run")])
+@pytest.mark.parametrize("user", [None, 1])
+def test_what_is_not_read_is_kept_all_the_same(inputs: tuple[ContextInput, ...], user: int | None) -> None:
+    rows = crowded(seed=5, rows=300)
+    whole = replace(CROWD, user=user)
+    part = replace(whole, inputs=inputs)
+    words: dict[str, str | tuple[str, ...]] = {"ratio": "amount_ratio", "run": ("run_", "since_")}
+    kept = [
+        n for n, name in enumerate(whole.names())
+        if any(name.split(".")[1].startswith(words.get(kind, f"{kind}_")) and (kind != "amount" or "ratio" not in name)
+               for kind in inputs)
+    ]  # fmt: skip
+    assert part.names() == [whole.names()[n] for n in kept]
+    assert part.width == len(kept)
+    want = in_float64(whole, columns_of(rows, with_known_at=True))[:, kept]
+    assert in_float64(part, columns_of(rows, with_known_at=True)).tolist() == want.tolist()
+    assert_same(replay(ContextTable(part), rows, part.label_delay, with_known_at=True), want)
 
 
 def test_as_rows_gives_the_values_of_a_row() -> None:

@@ -82,7 +82,7 @@ def test_the_gru_has_a_place_only_where_the_schema_has_one() -> None:
     context = ContextSpec(("shop", "terminal"), (DAY, 7 * DAY), DAY)
     schema = Schema("user", "time", numeric=("amount",), categorical=("kind",), context=("shop", "terminal"))
     spec = gru_graph(schema, context, layers=2, hidden=3)
-    assert (spec.numeric, spec.categorical, spec.context) == (1, 1, 2 * (4 * 2 + 4))
+    assert (spec.numeric, spec.categorical, spec.context) == (1, 1, 2 * (4 * 2 + 1 + 4))
     assert spec.states == (H, LAST_TIME)
     places = Schema("user", "time", geo=(("lat", "long"), ("shop_lat", "shop_long")))
     with_places = gru_graph(places, ContextSpec((), (DAY,), DAY), layers=1, hidden=3)

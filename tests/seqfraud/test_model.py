@@ -31,7 +31,7 @@ HOUR = 3_600_000
 DAY = 24 * HOUR
 WEEK = 7 * DAY
 JUNE_2025 = 1_748_736_000_123  # ms; as float32 this is 131 s coarse
-CONTEXT = ContextSpec(("shop",), (DAY,), DAY)  # K = 8
+CONTEXT = ContextSpec(("shop",), (DAY,), DAY)  # K = 9
 
 VARIETIES = {
     "everything": {"numbers": 2, "places": 1, "context": True, "vocabularies": (7, 4), "missing": (1,), "layers": 2},

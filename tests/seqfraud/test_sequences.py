@@ -190,7 +190,7 @@ def test_encode_without_rows() -> None:
     encoded = encode(transactions(3).take(np.zeros(0, dtype=np.int64)), [Vocabulary("kind", ("b",))], SPEC)
     assert len(encoded) == 0
     assert encoded.lengths().tolist() == []
-    assert encoded.context.shape == (0, 8)
+    assert encoded.context.shape == (0, 9)
 
 
 def test_missing_numbers_are_refused_where_training_had_none() -> None:

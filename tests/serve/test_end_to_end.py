@@ -39,7 +39,7 @@ amount = "amount"
 [features]
 numeric = ["amount"]
 categorical = ["category"]
-context = ["merchant_id", "device_id"]
+context = ["merchant_id", "device_id", "user_id"]
 ip = ["ip"]
 geo = [["lat", "long"]]
 half_lives = ["1h", "1d", "7d"]

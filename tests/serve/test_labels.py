@@ -13,7 +13,7 @@ from seqfraud.context import ContextSpec, ContextTable
 from serve.labels import FRAUD, SAID, SILENCE, LabelBook, LabelDump, Sequences
 
 DELAY = 100
-SPEC = ContextSpec(("merchant", "device"), (50, 1000), DELAY)
+SPEC = ContextSpec(("merchant", "device"), (50, 1000), DELAY, user=1)
 
 
 class World:
@@ -34,8 +34,7 @@ class World:
     def transaction(self, seq: int, time: int, merchant: str | None = "m", device: str | None = "d") -> None:
         self.known[seq] = (time, [merchant, device])
         rows = self.table.rows_of([merchant, device])
-        self.table.add_transaction(rows, time, 1.0)
-        self.book.opened(seq, time, rows)
+        self.book.opened(seq, time, rows, self.table.add_transaction(rows, time, 1.0 + seq % 3))
 
     def label(self, number: int, seq: int, known_at: int, fraud: bool) -> None:
         self.book.said(number, seq, self.known[seq][0], known_at, fraud)
@@ -222,7 +221,7 @@ def test_an_effect_that_cannot_be_worked_out_takes_back_those_before_it(dump):
     world.broken = False
     world.book.advance(1200)
     assert set(world.book.frauds) == {2}
-    assert dump(world)["open"][4][2] == FRAUD
+    assert dump(world)["open"][4][-1] == FRAUD
 
 
 def test_dump_and_restore_go_on_the_same(dump):

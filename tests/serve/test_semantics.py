@@ -42,6 +42,9 @@ START = 1_600_000_000_000
 WINDOW = 3
 DELAY = 120 * MINUTE
 HALF_LIVES = (60 * MINUTE, 720 * MINUTE)
+HABIT = 360 * MINUTE
+COLUMNS = ("merchant", "device", "user")
+"""The user is an entity here."""
 TOLERANCE = 1e-5
 CLOCK = START
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -58,6 +61,8 @@ class Event:
     row: dict[str, Any]
     answer: dict[str, Any]
     context: list[float]
+    ratio: float
+    """Of the amount to the user's habit before, in whole 65536ths; 1 where that is unknown."""
     label: bool | None = None
     """In effect so far."""
     silence_is_over: bool = False
@@ -85,8 +90,8 @@ class Reference:
     graph: SequenceGraph
     events: list[Event] = field(default_factory=list)
     said: list[Said] = field(default_factory=list)
-    effects: dict[tuple[str, str], list[tuple[int, bool]]] = field(default_factory=dict)
-    """Per entity the labels in force in the order in which they took effect: time of the transaction, fraud."""
+    effects: dict[tuple[str, str], list[tuple[int, bool, float]]] = field(default_factory=dict)
+    """Per entity the labels in force in the order in which they took effect: time of the transaction, fraud, ratio."""
 
     def score(self, row: dict[str, Any]) -> dict[str, Any]:
         for event in self.events:
@@ -98,7 +103,8 @@ class Reference:
         dropped, ring = self.history(row["user"])
         too_late = bool(dropped) and row["time"] < dropped[-1].time
         before = dropped if too_late else dropped + [e for e in ring if e.time <= row["time"]]
-        event = Event(row, {}, self.context(row))
+        ratio = self.habit(row, "user")
+        event = Event(row, {}, self.context(row), 1.0 if ratio == -1 else round(ratio * 65536) / 65536)
         mine = [e for e in self.events if e.row["user"] == row["user"]]
         probability = self.probability([*before, event])
         thresholds = self.bundle.manifest.thresholds
@@ -163,50 +169,66 @@ class Reference:
                 fraud = self.said[n].fraud
             if event.label == fraud:
                 continue
-            for column in ("merchant", "device"):
+            for column in COLUMNS:
                 if event.row.get(column) is not None:
                     told = self.effects.setdefault((column, event.row[column]), [])
+                    ratio = event.ratio
                     if event.label is not None:  # a correction: of those that are alike, the last is taken out
-                        del told[max(i for i, e in enumerate(told) if e == (event.time, event.label))]
-                    told.append((event.time, fraud))
+                        alike = [i for i, e in enumerate(told) if e[:2] == (event.time, event.label)]
+                        ratio = told.pop(alike[-1])[2]
+                    told.append((event.time, fraud, ratio))
             event.label = fraud
 
     def context(self, row: dict[str, Any]) -> list[float]:
-        """The sums over everything that happened to each entity, and its run of known frauds."""
+        """The sums over everything that happened to each entity, its habit and its run of known frauds."""
         numbers: list[float] = []
-        for column in ("merchant", "device"):
-            value = row.get(column)
-            mine = [e for e in self.events if value is not None and e.row.get(column) == value]
-            now = max([row["time"], *(e.time for e in mine)])
+        for column in COLUMNS:
+            value, mine, now = self.of(row, column)
             weights: list[Callable[[Event], float]] = [
                 lambda e: 1.0,
                 lambda e: e.row["amount"],
                 lambda e: float(e.label is True),
                 lambda e: float(e.label is False),
             ]
-            for weight in weights:
+            for kind, weight in enumerate(weights):
+                if kind == 2:
+                    numbers.append(self.habit(row, column))
                 for half_life in HALF_LIVES:
                     numbers.append(sum(weight(e) * 2.0 ** ((e.time - now) / half_life) for e in mine))
             told = [] if value is None else self.effects.get((column, value), [])
-            began, length, fraud_at, honest_at = self.run(told)
+            began, length, fraud_at, honest_at, least = self.run(told)
             ages = [-1.0 if t is None else (now - t) / DAY_MS for t in (began, fraud_at, honest_at)]
-            numbers += [ages[0], length, *ages[1:]]
+            numbers += [ages[0], length, *ages[1:], least]
         return numbers
 
-    def run(self, effects: list[tuple[int, bool]]) -> tuple[int | None, int, int | None, int | None]:
-        """When the run of known frauds began, its length, the newest known fraud and the newest known honest one."""
+    def of(self, row: dict[str, Any], column: str) -> tuple[str | None, list[Event], int]:
+        """The row's entity, its transactions before, and the time at which they are seen."""
+        value = row.get(column)
+        mine = [e for e in self.events if value is not None and e.row.get(column) == value]
+        return value, mine, max([row["time"], *(e.time for e in mine)])
+
+    def habit(self, row: dict[str, Any], column: str) -> float:
+        """The row's amount over the mean amount of its entity; no amount here is 0 or less."""
+        _, mine, now = self.of(row, column)
+        weights = [2.0 ** ((e.time - now) / HABIT) for e in mine]
+        total = sum(w * e.row["amount"] for w, e in zip(weights, mine, strict=True))
+        return row["amount"] * sum(weights) / total if mine else -1.0
+
+    def run(self, effects: list[tuple[int, bool, float]]) -> tuple[int | None, int, int | None, int | None, float]:
+        """When the run of known frauds began, its length, the newest known fraud, the newest known honest one, and the
+        least ratio of the run."""
         began = fraud_at = honest_at = None
-        length = 0
-        for time, fraud in effects:
+        length, least = 0, -1.0
+        for time, fraud, ratio in effects:
             if not fraud:
                 honest_at = time if honest_at is None else max(honest_at, time)
                 continue
             if began is None or (honest_at is not None and fraud_at is not None and honest_at > fraud_at):
-                began, length = time, 1
+                began, length, least = time, 1, ratio
             else:
-                began, length = min(began, time), length + 1
+                began, length, least = min(began, time), length + 1, min(least, ratio)
             fraud_at = time if fraud_at is None else max(fraud_at, time)
-        return began, length, fraud_at, honest_at
+        return began, length, fraud_at, honest_at, least
 
     def hear(self, labels: list[dict[str, Any]]) -> dict[str, int]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
@@ -303,6 +325,16 @@ def walk(seed: int, length: int) -> list[tuple[str, Any]]:
             },
         ))  # fmt: skip
     return requests(arrivals)
+
+
+@pytest.fixture(scope="module")
+def cards(make_bundle: Callable[..., Bundle], cards_toml: str) -> Bundle:
+    """CARDS, with the user as one more entity."""
+    here = cards_toml.replace('"device"]', '"device", "user"]\nhabit_half_life = "6h"')
+    bundle = make_bundle(here)
+    assert bundle.manifest.context.columns == COLUMNS
+    assert bundle.manifest.context.user == 2
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -586,7 +618,7 @@ amount = "amount"
 [features]
 numeric = ["amount"]
 categorical = ["category"]
-context = ["merchant_id", "device_id"]
+context = ["merchant_id", "device_id", "user_id"]
 ip = ["ip"]
 geo = [["lat", "long"]]
 half_lives = ["1h", "1d", "7d"]
