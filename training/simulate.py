@@ -353,10 +353,10 @@ class Simulation:
         if self.only_kind not in ("", *FRAUD_MIX):
             raise ConfigError(f"only_kind: expected one of {', '.join(FRAUD_MIX)}, got {self.only_kind!r}")
         least, greatest = self.order_gap
-        _number("order_gap[0]", least, 10_000.0)
-        _number("order_gap[1]", greatest, 10_000.0)
-        if greatest - least < 1:
-            raise ConfigError(f"order_gap: expected the greatest a minute or more above the least, got {self.order_gap!r}")
+        if not 0 < least <= greatest - 1 < 1e5:
+            raise ConfigError(
+                f"order_gap: expected minutes, the second at least one more than the first, got {self.order_gap!r}"
+            )
         first = _date("start", self.start)
         try:
             end = first + timedelta(days=self.days)
