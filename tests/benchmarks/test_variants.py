@@ -8,9 +8,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from benchmarks.quality.ablation import LIMITED, LINES, TRAINED, keep, kept_lines
+from benchmarks.quality.ablation import LIMITED, LINES, TRAINED, keep, kept_lines, made_lines
+from benchmarks.quality.handbook import Fold
 from benchmarks.quality.variants import WithoutRecurrence, limited_logits, without_run_state
-from seqfraud.config import load_config
+from seqfraud.config import DAY_MS, load_config
 from seqfraud.nn.model import SequenceModel
 from training.loop import DeviceData, score_logits
 from training.prepare import Prepared, fit_scaling, prepare
@@ -126,6 +127,26 @@ def test_every_variant_makes_a_model_that_differs(prepared: Prepared, folder: Pa
     context = TRAINED["without context"].prepared(prepared, folder / "data.parquet")
     assert context.encoded.context.shape[1] == 0
     np.testing.assert_array_equal(context.rows.test, prepared.rows.test)
+
+
+def test_every_line_is_made_and_compared_with_the_whole(prepared: Prepared, folder: Path) -> None:
+    config = replace(prepared.config, training=replace(prepared.config.training, epochs=1))
+    encoded = prepared.encoded
+    user = np.repeat(np.arange(len(encoded.begin)), encoded.lengths()).astype(np.int32)
+    day = encoded.time // DAY_MS
+    fold = Fold("all", "first", 0, replace(prepared, config=config), user, day, prepared.rows.test)
+    lines = {row["line"]: row for row in made_lines(fold, LINES, folder / "data.parquet")}
+    assert tuple(lines) == LINES
+    whole = lines["whole"]["average_precision"]["estimate"]
+    for line, row in lines.items():
+        assert row["rows"] == prepared.rows.test.sum()
+        if line == "whole":
+            assert row["whole_minus_this"] is None
+            continue
+        difference = row["whole_minus_this"]["difference"]
+        assert difference == pytest.approx(whole - row["average_precision"]["estimate"]), line
+        if line in TRAINED:  # a limit may change so little in a small model that the ranks stay
+            assert difference != 0, line
 
 
 def test_lines_are_kept_in_the_order_in_which_they_are_listed(tmp_path: Path) -> None:
