@@ -25,7 +25,6 @@ Mask = npt.NDArray[np.bool_]
 WINDOWS = {"1h": HOUR_MS, "1d": DAY_MS, "7d": 7 * DAY_MS, "28d": 28 * DAY_MS}
 """Ages in ms up to which an earlier event counts, both ends included."""
 LAGS = (1, 2, 3)
-CATEGORY_LAGS = (1, 2)
 EARTH_KM = 6371.0088
 SMALLEST_DEVIATION = 1e-4
 """Of the mean; a smaller deviation is taken for none."""
@@ -71,7 +70,7 @@ def _columns(table: Transactions, encoded: Encoded) -> Iterator[tuple[str, npt.N
     if by_user is not None:
         yield from _amounts(past, by_user)
     for c, name in enumerate(table.schema.categorical):
-        for lag in CATEGORY_LAGS:
+        for lag in LAGS:
             before = past.earlier(encoded.categorical[:, c].astype(np.float64), lag)
             yield f"{name} {lag} before id", np.nan_to_num(before)
     texts = {column: table.text(column) for column in table.schema.categorical}

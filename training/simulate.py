@@ -29,7 +29,8 @@ merchant_compromise  for 18 to 32 days about 6 of 10 transactions of a merchant 
                      what would have been honest ones, so only the merchant's recent history shows
                      them, never the row or the user's own history.
 order                small online payment, fuel, electronics within hours, in this order: the last
-                     is fraud. Each of the five other orders occurs as often, honest.
+                     is fraud. Each of the five other orders occurs as often, honest. With a longer
+                     `order_gap` the user's own purchases come in between.
 large_amount         one large amount.
 trickle              only with the drift `new_pattern`: one small amount again and again at one
                      online merchant, at gaps that are equal to the millisecond.
@@ -126,7 +127,6 @@ _SUSPECT_ORDER: Final = ("digital", "fuel", "electronics")
 _ORDERS: Final = np.array(
     list(itertools.permutations(CATEGORY_NAMES.index(name) for name in _SUSPECT_ORDER))
 )  # [6, 3] category codes; the first row is the order that is fraud
-_ORDER_GAP: Final = (20 * _MINUTE, 150 * _MINUTE)
 
 _BURST_PAYMENTS: Final = (3, 6)  # after the test payment
 _BURST_DELAY: Final = (2 * _MINUTE, 60 * _MINUTE)  # from the test payment to the burst
@@ -340,6 +340,8 @@ class Simulation:
     purchases_per_day: float = 0.9  # ordinary purchases per user and day, mean over users
     merchants_per_user: float = 0.4
     fraud_share: float = 0.0085  # of rows, about
+    only_kind: str = ""  # one of FRAUD_MIX, which then has all the frauds; else they divide by FRAUD_MIX
+    order_gap: tuple[float, float] = (20.0, 150.0)  # minutes between the steps of an order, least and greatest
 
     def __post_init__(self) -> None:
         _whole("users", self.users, 1, _MAX_USERS)
@@ -348,6 +350,13 @@ class Simulation:
         _number("purchases_per_day", self.purchases_per_day, 1000.0)
         _number("merchants_per_user", self.merchants_per_user, 10.0)
         _number("fraud_share", self.fraud_share, 0.2, zero=True)
+        if self.only_kind not in ("", *FRAUD_MIX):
+            raise ConfigError(f"only_kind: expected one of {', '.join(FRAUD_MIX)}, got {self.only_kind!r}")
+        least, greatest = self.order_gap
+        if not 0 < least <= greatest - 1 < 1e5:
+            raise ConfigError(
+                f"order_gap: expected minutes, the second at least one more than the first, got {self.order_gap!r}"
+            )
         first = _date("start", self.start)
         try:
             end = first + timedelta(days=self.days)
@@ -366,6 +375,11 @@ class Simulation:
     def start_ms(self) -> int:
         """The first midnight, ms since the epoch."""
         return (date.fromisoformat(self.start) - date(1970, 1, 1)).days * _DAY
+
+    def fraud_rate(self, kind: str) -> float:
+        """Frauds of a kind of FRAUD_MIX per user and day, where nothing drifts."""
+        share = FRAUD_MIX[kind] if not self.only_kind else float(kind == self.only_kind)
+        return self.fraud_share * share * self.rows_per_user_day
 
     def since_start(self, drift: Drift) -> int:
         """When `drift` begins, ms since the first midnight."""
@@ -605,7 +619,7 @@ def _compromises(settings: Simulation, traffic: Floats) -> tuple[Ints, Ints]:
     rng = _rng(settings, _Stream.COMPROMISE)
     low, high = np.quantile(traffic, _COMPROMISE_TRAFFIC)
     queue = rng.permutation(np.flatnonzero((traffic >= low) & (traffic <= high)))
-    frauds_a_day = settings.fraud_share * FRAUD_MIX["merchant_compromise"] * settings.rows_per_user_day
+    frauds_a_day = settings.fraud_rate("merchant_compromise")
     for source in _sources(settings, "merchant_compromise", frauds_a_day * settings.users):
         rng = _rng(settings, _Stream.COMPROMISE, source.number)
         length = _milliseconds(rng, _COMPROMISE_LENGTH, len(queue))
@@ -1068,7 +1082,9 @@ def _draw_orders(rng: Generator, scene: _Scene, source: _Source, _: _Purchases) 
     suspect = order == 0
     kept = np.where(suspect, cases.kept, source.number == 0)
     of, place = _repeat(np.full(len(cases.user), len(_SUSPECT_ORDER)))
-    gap = np.where(place == 0, 0, _milliseconds(rng, _ORDER_GAP, len(of)))
+    least, greatest = scene.settings.order_gap
+    bounds = (round(least * _MINUTE), round(greatest * _MINUTE))
+    gap = np.where(place == 0, 0, _milliseconds(rng, bounds, len(of)))
     time = cases.start[of] + _running(gap, of, place)
     fraud = suspect[of] & (place == len(_SUSPECT_ORDER) - 1)
     kind = np.where(fraud, _CODE["order"], _HONEST)
@@ -1110,8 +1126,7 @@ _MAKERS: Final[dict[str, tuple[_Maker, float]]] = {  # and the mean number of fr
 def _fraud_sources(settings: Simulation) -> Iterator[tuple[str, _Maker, _Source]]:
     """Everything that adds fraud to a block: all but what compromised merchants leak."""
     for kind, (maker, frauds) in _MAKERS.items():
-        rate = settings.fraud_share * FRAUD_MIX[kind] * settings.rows_per_user_day / frauds
-        for source in _sources(settings, kind, rate):
+        for source in _sources(settings, kind, settings.fraud_rate(kind) / frauds):
             yield kind, maker, source
     for source in _new_sources(settings):
         yield NEW_PATTERN, _draw_trickles, source

@@ -103,4 +103,4 @@ def test_the_future_changes_nothing(tmp_path: Path) -> None:
 def test_names_are_distinct_and_ids_are_marked(tmp_path: Path) -> None:
     features, *_ = features_of(random_rows(1), tmp_path)
     assert len(set(features.names)) == len(features.names)
-    assert [features.names[i] for i in features.categorical] == ["kind 1 before id", "kind 2 before id"]
+    assert [features.names[i] for i in features.categorical] == [f"kind {lag} before id" for lag in LAGS]

@@ -336,6 +336,32 @@ def test_only_one_order_is_fraud_and_the_others_are_as_frequent(rows: Rows) -> N
     assert fraud[suspect] > 0.75 * found[suspect]
 
 
+def test_one_kind_alone_has_all_the_frauds() -> None:
+    every = simulate(replace(SMALL, fraud_share=0.02))
+    for kind in FRAUD_MIX:
+        table = simulate(replace(SMALL, fraud_share=0.02, only_kind=kind))
+        count = kind_count(table, kind)
+        assert count == table["is_fraud"].to_numpy().sum(), kind
+        assert count > 2 * kind_count(every, kind), kind
+    assert count / table.num_rows == pytest.approx(0.02, rel=0.3)
+
+
+def test_the_users_own_purchases_come_between_the_steps_of_a_long_order() -> None:
+    gap = (6 * 60.0, 36 * 60.0)
+    rows = rows_of(simulate(replace(SMALL, purchases_per_day=2.0, only_kind="order", order_gap=gap)))
+    last = np.flatnonzero(rows.kind == "order")
+    between = []
+    for at in last.tolist():
+        mine = rows.user == rows.user[at]
+        ago = (rows.ms[at] - rows.ms[mine]) / 60_000
+        for steps, category in ((1, "fuel"), (2, "digital")):
+            there = (ago >= steps * gap[0]) & (ago <= steps * gap[1])
+            assert category in rows.category[mine][there], (at, category)
+        between.append(((ago > 0) & (ago < 2 * gap[0])).sum())
+    assert len(last) > 50
+    assert np.mean(between) > 1
+
+
 def test_a_takeover_lasts_about_two_weeks_beside_the_users_own_purchases(rows: Rows) -> None:
     taken = rows.kind == "habit_change"
     spans, shares, factors = [], [], []
@@ -426,6 +452,11 @@ def test_fraud_rate_changes_one_kind(kind: str, factor: float) -> None:
         ("purchases_per_day", float("nan")),
         ("merchants_per_user", -0.1),
         ("fraud_share", 0.9),
+        ("only_kind", "theft"),
+        ("only_kind", "trickle"),
+        ("order_gap", (0.0, 150.0)),
+        ("order_gap", (20.0, float("nan"))),
+        ("order_gap", (20.0, 20.0)),
     ],
 )
 def test_refused_settings_name_field_and_value(field: str, value: Any) -> None:
