@@ -29,7 +29,7 @@ MOST_TREES = 400
 TREES_STEP = 20
 FOREST_TREES = 128
 """A power of two, see `training.baselines`; more than the exported forest has, to be a fair peer."""
-LONG_SEARCH = (
+SEARCH = (
     ("max_leaf_nodes", (7, 31)),
     ("min_samples_leaf", (10, 200)),
     ("l2_regularization", (1.0, 100.0)),
@@ -150,7 +150,7 @@ def _choose_boosted(trial: _Trial, label: npt.NDArray[np.int8], progress: Progre
         return best, found
 
     best = tried(PeerSettings(START))
-    for name, values in LONG_SEARCH:
+    for name, values in SEARCH:
         here = best[1]
         others = [tried(replace(here, parameters={**here.parameters, name: value})) for value in values]
         best = max(best, *others, key=lambda found: found[0])
@@ -161,7 +161,20 @@ def _choose_boosted(trial: _Trial, label: npt.NDArray[np.int8], progress: Progre
     return best[1]
 
 
-CHOSEN: Mapping[str, Chosen] = {}
+CHOSEN: Mapping[str, Chosen] = {
+    "week": {
+        "logistic_regression": PeerSettings({"C": 1.0, "class_weight": None}),
+        "random_forest": PeerSettings({"n_estimators": FOREST_TREES, "min_samples_leaf": 20, "class_weight": None}),
+        "boosted_trees": PeerSettings({**START, "learning_rate": 0.1, "max_iter": 60}),
+        "isolation_forest": PeerSettings({"max_samples": 4096, "max_features": 0.3}),
+    },
+    "all": {
+        "logistic_regression": PeerSettings({"C": 1.0, "class_weight": None}),
+        "random_forest": PeerSettings({"n_estimators": FOREST_TREES, "min_samples_leaf": 5, "class_weight": None}),
+        "boosted_trees": PeerSettings({**START, "min_samples_leaf": 10, "max_iter": 380}),
+        "isolation_forest": PeerSettings({"max_samples": 4096, "max_features": 0.3}),
+    },
+}
 """For the handbook, by setting; see the command above."""
 
 
