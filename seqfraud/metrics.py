@@ -11,7 +11,7 @@ round about three times slower on 2 cores, and their number changes the last dig
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NoReturn, get_args
 
@@ -672,8 +672,93 @@ def paired_bootstrap(
     if estimate is None:
         return None
     values = _resampled(difference, group_count, rounds, seed)
-    if not len(values):
+    return _paired(estimate, values, level) if len(values) else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several sets of rows whose figures are averaged, such as a fold; N differs between parts.
+
+    `label` [N]; `group` [N], a group may have rows in several parts; `scores` by model, one or more
+    [N] each (such as one per seed), whose figures are averaged too.
+    """
+
+    label: ArrayLike
+    group: ArrayLike
+    scores: Mapping[str, Sequence[ArrayLike]]
+
+
+@dataclass(frozen=True)
+class MeanFigures:
+    """Means over parts: of each model, and of the first model minus each other one."""
+
+    of: dict[str, Interval]
+    first_minus: dict[str, PairedDifference]
+
+
+def bootstrap_means(
+    metric: MetricName,
+    parts: Sequence[Part],
+    *,
+    rounds: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> MeanFigures | None:
+    """Intervals of the mean of a metric over parts, all models on the same draws; see `bootstrap_interval`.
+
+    A round draws groups once for all parts: a group's rows in every part come equally often, since
+    what is unusual about a user is so in each of them. All parts have the same models. None where
+    the metric is undefined on some part or in every round.
+    """
+    _require_bootstrap(metric, rounds, level)
+    names = list(parts[0].scores) if parts else []
+    if not names:
+        _refuse("parts", "no scores", "at least one part with the scores of at least one model")
+    for part in parts:
+        if set(part.scores) != set(names) or not all(map(len, part.scores.values())):
+            _refuse("parts", f"scores of {list(part.scores)}", f"one or more of each of {names}")
+    lengths = [len(np.asarray(part.group)) for part in parts]
+    every_group = np.concatenate([np.asarray(part.group) for part in parts])
+    codes, group_count = _as_codes(every_group, len(every_group), "group")
+    figures: dict[str, list[list[Callable[[Floats], float | None]]]] = {name: [] for name in names}
+    for part, groups in zip(parts, np.split(codes, np.cumsum(lengths)[:-1]), strict=True):
+        fraud = as_labels(part.label)
+        _require_rows(groups, len(fraud), "group")
+        for name in names:
+            figures[name].append(
+                [_grouped_metric(metric, fraud, score, name, groups, group_count) for score in part.scores[name]]
+            )
+
+    def means(weight: Floats) -> Floats | None:
+        out = np.zeros(len(names))
+        for i, name in enumerate(names):
+            for of_part in figures[name]:
+                values = [figure(weight) for figure in of_part]
+                defined = [value for value in values if value is not None]
+                if len(defined) < len(values):
+                    return None
+                out[i] += sum(defined) / (len(values) * len(parts))
+        return out
+
+    estimate = means(np.ones(group_count))
+    if estimate is None:
         return None
+    drawn = _resampled(means, group_count, rounds, seed)
+    if not len(drawn):
+        return None
+    of = {
+        name: Interval(float(estimate[i]), *_percentiles(drawn[:, i], level), level, len(drawn))
+        for i, name in enumerate(names)
+    }
+    first_minus = {
+        name: _paired(float(estimate[0] - estimate[i]), drawn[:, 0] - drawn[:, i], level)
+        for i, name in enumerate(names)
+        if i
+    }
+    return MeanFigures(of, first_minus)
+
+
+def _paired(estimate: float, values: Floats, level: float) -> PairedDifference:
     low, high = _percentiles(values, level)
     higher = (values > 0).mean() + 0.5 * (values == 0).mean()
     return PairedDifference(estimate, low, high, level, len(values), float(higher))
@@ -687,8 +772,8 @@ def _require_bootstrap(metric: str, rounds: int, level: float) -> None:
         _refuse("level", repr(level), "a share strictly between 0 and 1")
 
 
-def _resampled(figure: Callable[[Floats], float | None], group_count: int, rounds: int, seed: int) -> Floats:
-    """The figure under resampled group weights, in the rounds that define it."""
+def _resampled(figure: Callable[[Floats], float | Floats | None], group_count: int, rounds: int, seed: int) -> Floats:
+    """The figure or figures under resampled group weights, one row for each round that defines them."""
     random = np.random.default_rng(seed)
     values = []
     for _ in range(rounds):

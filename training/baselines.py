@@ -56,6 +56,7 @@ SCORES = "test_scores.parquet"
 GRU = "gru"
 
 Floats = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.floating[Any]]
 Parameters = Mapping[str, Any]
 Progress = Callable[[str], None]
@@ -65,23 +66,32 @@ class Material:
     """The rows that every family is given, and their features, computed once.
 
     Attributes:
-        train, validation, test: int64, into the encoded rows.
-        tuned: int64, into train.
-        rows: train, validation and test rows one after the other.
+        fitted: int64, the rows that may be fitted, into the encoded rows.
+        train: int64, at most about `most` of them, by `drawn_rows`.
+        rows: train rows and those to be scored, one after the other.
         history: every feature of these rows, NaN where there is nothing.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, fitted: Int64, scored: Int64, most: int = FIT_ROWS) -> None:
         self.prepared = prepared
-        self.train = drawn_rows(prepared, np.flatnonzero(prepared.rows.train), FIT_ROWS)
-        self.tuned = np.searchsorted(self.train, drawn_rows(prepared, self.train, TUNE_ROWS))
-        self.validation, self.test = np.flatnonzero(prepared.rows.validation), np.flatnonzero(prepared.rows.test)
-        self.rows = np.r_[self.train, self.validation, self.test]
+        self.fitted = fitted
+        self.train = drawn_rows(prepared, fitted, most)
+        self.rows = np.r_[self.train, scored]
         row = self.row()[1]
         past = history_features(prepared.table, prepared.encoded, self.rows)
         ids = (*row.categorical, *(len(row.names) + i for i in past.categorical))
         values = np.hstack([row.values.astype(np.float32), past.values])
         self.history = Features((*row.names, *past.names), values, ids)
+
+    def drawn(self, most: int) -> Int64:
+        """Places in `train` of at most about `most` of its rows."""
+        return np.searchsorted(self.train, drawn_rows(self.prepared, self.train, most))
+
+    def weights(self, rows: Int64) -> Floats:
+        """1 for frauds; for honest ones of these train rows what makes up for those that were not drawn."""
+        label = self.prepared.label
+        fraud = label[rows] == 1
+        return np.where(fraud, 1.0, float((label[self.fitted] == 0).sum()) / max(int((~fraud).sum()), 1))
 
     def row(self, missing: float | None = None, logarithm: bool = False) -> tuple[RowSpec, Features]:
         """What needs no history, by the module that is exported."""
@@ -128,6 +138,17 @@ class Family:
         """Every setting of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
+    def fit(
+        self, parameters: Parameters, features: Features, values: Matrix, label: npt.NDArray[np.int8], weight: Floats
+    ) -> Any:
+        """The model of `parameters`, fitted to values [n, D] of the features, labels [n] and weights [n]."""
+        model = self.build(parameters, features)
+        if isinstance(model, Pipeline):
+            model.fit(values, label, **{f"{model.steps[-1][0]}__sample_weight": weight})
+        else:
+            model.fit(values, label, sample_weight=weight)
+        return model
+
 
 def _quantiles(values: Matrix, number: int) -> Matrix:
     """At most `number` of them, ascending, neither the least nor the largest value among them; none of no values."""
@@ -152,18 +173,16 @@ def _logistic(parameters: Parameters, features: Features) -> Any:
 
 def _forest(parameters: Parameters, features: Features) -> Any:
     # a power of two: a pure leaf's share of the sum is exact in float32, in which ONNX keeps it
-    return RandomForestClassifier(n_estimators=32, random_state=SEED, n_jobs=-1, **parameters)
+    return RandomForestClassifier(**{"n_estimators": 32, **parameters}, random_state=SEED, n_jobs=-1)
 
 
 def _boosted(parameters: Parameters, features: Features) -> Any:
     few = [i for i in features.categorical if np.nanmax(features.values[:, i], initial=0) < BINS]
     return HistGradientBoostingClassifier(
-        learning_rate=0.06,
-        max_iter=120,
+        **{"learning_rate": 0.06, "max_iter": 120, **parameters},
         early_stopping=False,
         categorical_features=few,
         random_state=SEED,
-        **parameters,
     )
 
 
@@ -246,7 +265,8 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
     users = prepared.table.user.codes[prepared.encoded.arrival[test]]
     models: dict[str, dict[str, Any]] = {}
     scores: dict[str, Floats] = {}
-    material = Material(prepared)
+    tried = np.r_[np.flatnonzero(prepared.rows.validation), np.flatnonzero(test)]
+    material = Material(prepared, np.flatnonzero(prepared.rows.train), tried)
     # the forest beside the others: it takes as long as they do
     with ThreadPoolExecutor(2) as pool:
         all_fitted = list(pool.map(lambda family: fit_baseline(family, material, progress), FAMILIES))
@@ -286,8 +306,8 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
 def fit_baseline(family: Family, material: Material, progress: Progress | None = None) -> Fitted:
     """Tune a family on the validation rows, calibrate its best there, score validation and test rows."""
     began = time.perf_counter()
-    prepared, train, tuned = material.prepared, material.train, material.tuned
-    validation, test = material.validation, material.test
+    prepared, train, tuned = material.prepared, material.train, material.drawn(TUNE_ROWS)
+    validation, test = np.flatnonzero(prepared.rows.validation), np.flatnonzero(prepared.rows.test)
     spec, features = family.inputs(material)
     parts = np.split(features.values, [len(train), len(train) + len(validation)])
     label = prepared.label
@@ -295,16 +315,14 @@ def fit_baseline(family: Family, material: Material, progress: Progress | None =
     chosen: dict[str, Any] = {}
     best = -1.0
     for parameters in family.trials():
-        model = family.build(parameters, features)
-        _fit(model, parts[0][tuned], label[train[tuned]], _weights(prepared, train[tuned]))
+        model = family.fit(parameters, features, parts[0][tuned], label[train[tuned]], material.weights(train[tuned]))
         figure = average_precision(label[validation], family.score(model, parts[1])) or 0.0
         trials.append({"parameters": parameters, "validation_average_precision": figure})
         if figure > best:
             best, chosen = figure, parameters
         if progress:
             progress(f"{family.name} {len(trials)}/{len(family.trials())}, best {best:.4f}")
-    model = family.build(chosen, features)
-    _fit(model, parts[0], label[train], _weights(prepared, train))
+    model = family.fit(chosen, features, parts[0], label[train], material.weights(train))
     logits = [family.score(model, part) for part in parts[1:]]
     scale, shift = platt(logits[0], label[validation])
     probability = np.full(len(label), np.nan)
@@ -336,20 +354,6 @@ def drawn_rows(prepared: Prepared, rows: npt.NDArray[np.int64], most: int) -> np
     honest = rows[~fraud]
     drawn = np.random.default_rng(SEED).choice(honest, max(most - int(fraud.sum()), 1), replace=False)
     return np.sort(np.r_[rows[fraud], drawn])
-
-
-def _weights(prepared: Prepared, rows: npt.NDArray[np.int64]) -> Floats:
-    """1 for frauds; for honest rows what makes up for those that were not drawn."""
-    train = prepared.label[prepared.rows.train]
-    fraud = prepared.label[rows] == 1
-    return np.where(fraud, 1.0, float((train == 0).sum()) / max(int((~fraud).sum()), 1))
-
-
-def _fit(model: Any, values: Matrix, label: npt.NDArray[np.int8], weight: Floats) -> None:
-    if isinstance(model, Pipeline):
-        model.fit(values, label, **{f"{model.steps[-1][0]}__sample_weight": weight})
-    else:
-        model.fit(values, label, sample_weight=weight)
 
 
 def _write(folder: Path, prepared: Prepared, scores: Mapping[str, Floats], result: Mapping[str, Any]) -> None:

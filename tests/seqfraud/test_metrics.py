@@ -427,6 +427,58 @@ def test_paired_bootstrap_compares_on_the_same_draws() -> None:
     assert (worse.low, worse.high) == pytest.approx((-better.high, -better.low))
 
 
+def test_means_over_parts_draw_a_group_equally_often_in_every_part() -> None:
+    """Against copied rows: of each draw all rows in both parts; the means over seeds and parts, and differences."""
+    random = np.random.default_rng(11)
+    group = [random.integers(0, 30, 200), random.integers(10, 40, 300)]
+    label = [random.random(len(g)) < 0.3 for g in group]
+    a = [[random.random(len(g)) + y for _ in range(2)] for g, y in zip(group, label, strict=True)]
+    b = [[random.random(len(g)) + 0.5 * y] for g, y in zip(group, label, strict=True)]
+    parts = [metrics.Part(label[i], group[i], {"a": a[i], "b": b[i]}) for i in range(2)]
+    found = metrics.bootstrap_means("average_precision", parts, rounds=20, seed=3, level=0.8)
+    assert found is not None
+
+    def mean(scores: list[list[Array]], rows: list[Array]) -> float:
+        of_part = []
+        for y, seeds, at in zip(label, scores, rows, strict=True):
+            values = [metrics.average_precision(y[at], score[at]) for score in seeds]
+            of_part.append(np.mean([value for value in values if value is not None]))
+        return float(np.mean(of_part))
+
+    whole = [np.arange(len(g)) for g in group]
+    names = np.unique(np.concatenate(group))
+    draws = np.random.default_rng(3)
+    of_a, of_b = [], []
+    for _ in range(20):
+        drawn = names[draws.integers(0, len(names), len(names))]
+        rows = [np.concatenate([np.flatnonzero(g == name) for name in drawn]) for g in group]
+        of_a.append(mean(a, rows))
+        of_b.append(mean(b, rows))
+    assert found.of["a"].estimate == pytest.approx(mean(a, whole))
+    assert (found.of["b"].low, found.of["b"].high) == pytest.approx(tuple(np.quantile(of_b, [0.1, 0.9])))
+    difference = np.array(of_a) - of_b
+    assert list(found.first_minus) == ["b"]
+    minus = found.first_minus["b"]
+    assert minus.difference == pytest.approx(mean(a, whole) - mean(b, whole))
+    assert (minus.low, minus.high) == pytest.approx(tuple(np.quantile(difference, [0.1, 0.9])))
+
+
+def test_means_over_one_part_are_the_intervals_of_that_part() -> None:
+    label, score = random_rows(12)
+    group = np.arange(600) // 5
+    other = np.random.default_rng(12).random(600)
+    found = metrics.bootstrap_means("roc_auc", [metrics.Part(label, group, {"a": [score], "b": [other]})], seed=4)
+    assert found is not None
+    assert found.of["a"] == metrics.bootstrap_interval("roc_auc", label, score, group, seed=4)
+    assert found.first_minus["b"] == metrics.paired_bootstrap("roc_auc", label, score, other, group, seed=4)
+
+
+def test_means_are_undefined_where_a_part_is() -> None:
+    good = metrics.Part([1, 0], [0, 1], {"a": [[0.9, 0.1]]})
+    without_fraud = metrics.Part([0, 0], [0, 1], {"a": [[0.9, 0.1]]})
+    assert metrics.bootstrap_means("average_precision", [good, without_fraud]) is None
+
+
 # --- All of it ------------------------------------------------------------------------------------
 
 
@@ -530,6 +582,14 @@ def test_figures_that_need_a_column_are_none_without_it() -> None:
         (
             lambda: metrics.paired_bootstrap("roc_auc", [0], [0.1], [np.nan], [0]),
             "score_b: seen nan in row 0",
+        ),
+        (lambda: metrics.bootstrap_means("roc_auc", []), "parts: seen no scores"),
+        (
+            lambda: metrics.bootstrap_means(
+                "roc_auc",
+                [metrics.Part([1, 0], [0, 1], {"a": [[1, 0]]}), metrics.Part([1, 0], [0, 1], {"b": [[1, 0]]})],
+            ),
+            r"parts: seen scores of \['b'\]; expected one or more of each of \['a'\]",
         ),
     ],
 )

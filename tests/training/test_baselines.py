@@ -134,7 +134,7 @@ def test_boosted_trees_see_ranks_in_the_order_of_the_values(compared: tuple[Path
     """At most 255 values per column, missing ones stay missing, and no two rows change places."""
     run = load_run(compared[0])
     prepared = prepare(run.config, run.data, run.vocabularies)
-    material = Material(prepared)
+    material = Material(prepared, np.flatnonzero(prepared.rows.train), np.flatnonzero(prepared.rows.test))
     before, after = material.history.values, material.binned().values
     assert before.shape == after.shape == (len(material.rows), len(material.history.names))
     past = history_features(prepared.table, prepared.encoded, material.rows)
