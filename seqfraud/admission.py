@@ -213,11 +213,12 @@ def _check_context(context: ContextSpec) -> None:
         _require_within("context.half_lives", half_life, 1, MAX_DURATION_MS)
     _require_within("context.habit_half_life", context.habit_half_life, 1, MAX_DURATION_MS)
     _require_within("context.label_delay", context.label_delay, 0, MAX_DURATION_MS)
-    if not context.inputs or context.inputs != tuple(kind for kind in CONTEXT_INPUTS if kind in context.inputs):
-        raise BundleError(
-            f"manifest: context.inputs: seen {list(context.inputs)!r:.200}; expected some of "
-            f"{', '.join(CONTEXT_INPUTS)}, each once and in this order"
-        )
+    for name, inputs in (("inputs", context.inputs), ("user_inputs", context.user_inputs)):
+        if not inputs or inputs != tuple(kind for kind in CONTEXT_INPUTS if kind in inputs):
+            raise BundleError(
+                f"manifest: context.{name}: seen {list(inputs)!r:.200}; expected some of "
+                f"{', '.join(CONTEXT_INPUTS)}, each once and in this order"
+            )
     need = entity_bytes(context)
     if need > ENTITY_BYTES:
         raise BundleError(

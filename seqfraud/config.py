@@ -141,6 +141,8 @@ class FeaturesConfig:
     """Of an entity's mean amount, with which the amount at hand is compared."""
     context_inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
     """What reaches the model of each entity; everything is kept all the same."""
+    user_inputs: tuple[ContextInput, ...] = ("ratio", "fraud", "run")
+    """The same of the user, where the user's column is a context: its counts are what the sequence says already."""
     min_count: int = 5
     """A category seen in fewer training rows gets the id of the unseen ones."""
     bins: int = 12
@@ -412,14 +414,15 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: features.half_lives: expected one or more durations above 0")
     if features.habit_half_life <= 0:
         raise ConfigError(f"{source}: features.habit_half_life: expected a duration above 0")
-    if not features.context_inputs:
-        raise ConfigError(f"{source}: features.context_inputs: expected one or more of {', '.join(CONTEXT_INPUTS)}")
+    for name in ("context_inputs", "user_inputs"):
+        if not getattr(features, name):
+            raise ConfigError(f"{source}: features.{name}: expected one or more of {', '.join(CONTEXT_INPUTS)}")
     columns = (*features.numeric, *(c for pair in features.geo for c in pair))
     if not (columns or features.categorical or features.context or features.ip):
         raise ConfigError(f"{source}: features: no column is named; expected at least one, such as numeric")
     for name, used in (("numeric and geo", columns), ("categorical", features.categorical),
                        ("context and ip", (*features.context, *features.ip)),
-                       ("context_inputs", features.context_inputs)):  # fmt: skip
+                       ("context_inputs", features.context_inputs), ("user_inputs", features.user_inputs)):  # fmt: skip
         twice = sorted({c for c in used if used.count(c) > 1})
         if twice:
             raise ConfigError(f"{source}: features.{name}: {twice[0]!r} is listed twice")

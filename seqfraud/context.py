@@ -78,23 +78,24 @@ class ContextSpec:
     """Which of the columns is the user; None: none is."""
     inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
     """What is read of all that is kept, in this order."""
-
-    @property
-    def numbers_per_column(self) -> int:
-        """S."""
-        return sum(map(len, self._names().values()))
+    user_inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
+    """The same of the user's column."""
 
     @property
     def width(self) -> int:
         """K."""
-        return len(self.columns) * self.numbers_per_column
+        return len(self.names())
 
     def names(self) -> list[str]:
         """The K names of what is read, in order."""
-        names = [name for kind in self._names().values() for name in kind]
-        return [f"{column}.{name}" for column in self.columns for name in names]
+        return [
+            f"{name}.{number}"
+            for column, name in enumerate(self.columns)
+            for kind in self._names(column).values()
+            for number in kind
+        ]
 
-    def _names(self) -> dict[ContextInput, list[str]]:
+    def _names(self, column: int) -> dict[ContextInput, list[str]]:
         """The S names of one column by kind, in order."""
         names: dict[ContextInput, list[str]] = {
             kind: [f"{kind}_{half_life / DAY_MS:g}d" for half_life in self.half_lives] for kind in CONTEXT_INPUTS
@@ -103,12 +104,18 @@ class ContextSpec:
         names["run"] = ["run_age_d", "run_length", "since_fraud_d", "since_honest_d", "run_least_ratio"]
         if self.user is None:
             names["run"].pop()
-        return {kind: names[kind] for kind in CONTEXT_INPUTS if kind in self.inputs}
+        return {kind: names[kind] for kind in (self.user_inputs if column == self.user else self.inputs)}
 
-    def places(self) -> dict[ContextInput, slice]:
+    def numbers_of(self, column: int) -> slice:
+        """Where the S numbers of a column are among the K."""
+        ends = np.cumsum([0, *(sum(map(len, self._names(c).values())) for c in range(len(self.columns)))]).tolist()
+        return slice(ends[column], ends[column + 1])
+
+    def places(self, column: int) -> dict[ContextInput, slice]:
         """Where the numbers of each kind that is read are among the S of a column."""
-        ends = np.cumsum([len(names) for names in self._names().values()]).tolist()
-        return {kind: slice(*ends) for kind, ends in zip(self._names(), pairwise([0, *ends]), strict=True)}
+        names = self._names(column)
+        ends = np.cumsum([len(numbers) for numbers in names.values()]).tolist()
+        return {kind: slice(*ends) for kind, ends in zip(names, pairwise([0, *ends]), strict=True)}
 
 
 def context_spec(config: Config, schema: Schema) -> ContextSpec:
@@ -121,6 +128,7 @@ def context_spec(config: Config, schema: Schema) -> ContextSpec:
         int(features.habit_half_life),
         schema.user_entity,
         tuple(kind for kind in CONTEXT_INPUTS if kind in features.context_inputs),
+        tuple(kind for kind in CONTEXT_INPUTS if kind in features.user_inputs),
     )
 
 
@@ -171,14 +179,8 @@ class ContextTable:
         self._gain = np.zeros_like(self._rate)
         self._gain[COUNT] = 1.0
         """float64 [4, L + 1]: what the transaction at hand adds; only its amount changes."""
-        self._size = spec.numbers_per_column
-        places = spec.places()
-        self._run_at = places["run"].start if "run" in places else self._size
-        self._ratio_at = places["ratio"].start if "ratio" in places else None
-        sums = np.arange(self._rate.size).reshape(self._rate.shape)[:, :-1]
-        at = {"count": sums[COUNT], "amount": sums[AMOUNT], "ratio": [0], "fraud": sums[FRAUD], "honest": sums[HONEST]}
-        self._picked = np.concatenate([[], *(at[kind] for kind in places if kind != "run")]).astype(np.int64)
-        """Which of an entity's sums are read, in order; that of the ratio stands for its place."""
+        self._width = spec.width
+        self._reading = [self._read_of(column) for column in range(len(spec.columns))]
         self.rows: dict[tuple[int, str], int] = {}
         self.newest: Int64 = np.full(capacity, NEVER, dtype=np.int64)
         self.sums: Float64 = np.zeros((capacity, *self._rate.shape))
@@ -231,18 +233,27 @@ class ContextTable:
         Args:
             amount: of the transaction, 0 where it is missing.
         """
-        size, run_at, ratio_at = self._size, self._run_at, self._ratio_at
-        out = np.empty(len(rows) * size)
-        for begin, row in zip(range(0, len(out), size), rows.tolist(), strict=True):
+        out = np.empty(self._width)
+        for (begin, picked, ratio_at, run_at, end), row in zip(self._reading, rows.tolist(), strict=True):
             newest = self.newest.item(row)
             now = max(newest, time)
             sums = self.sums[row] * np.exp2(self._rate * float(now - newest))
-            out[begin : begin + run_at] = sums.take(self._picked)
+            out[begin:run_at] = sums.take(picked)
             if ratio_at is not None:
-                out[begin + ratio_at] = amount_ratio(amount, sums.item(COUNT, -1), sums.item(AMOUNT, -1))
-            if run_at < size:
-                out[begin + run_at : begin + size] = run_read(self.run[row].tolist(), now)[: size - run_at]
+                out[ratio_at] = amount_ratio(amount, sums.item(COUNT, -1), sums.item(AMOUNT, -1))
+            if run_at < end:
+                out[run_at:end] = run_read(self.run[row].tolist(), now)[: end - run_at]
         return out
+
+    def _read_of(self, column: int) -> tuple[int, Int64, int | None, int, int]:
+        """Where a column's numbers begin, which sums they are (that of the ratio stands for its place), where the ratio and
+        the run are, and where they end."""
+        places, at = self.spec.places(column), self.spec.numbers_of(column)
+        sums = np.arange(self._rate.size).reshape(self._rate.shape)[:, :-1]
+        of = {"count": sums[COUNT], "amount": sums[AMOUNT], "ratio": [0], "fraud": sums[FRAUD], "honest": sums[HONEST]}
+        picked = np.concatenate([[], *(of[kind] for kind in places if kind != "run")]).astype(np.int64)
+        ratio = at.start + places["ratio"].start if "ratio" in places else None
+        return at.start, picked, ratio, at.start + len(picked), at.stop
 
     def add_transaction(self, rows: Int64, time: int, amount: float) -> int:
         """Count a transaction for its entities; one older than an entity's newest is added already decayed.
@@ -484,12 +495,11 @@ def _fill_columns(
     weight = np.zeros(len(time)) if amount is None else np.nan_to_num(amount)
     effects = _label_effects(time, label, known_at, spec.label_delay)
     ratio = np.full(len(time), ORDINARY)
-    if spec.user is not None and "run" in spec.inputs:
+    if spec.user is not None and any("run" in spec.places(column) for column in range(len(entities))):
         rows = _by_entity(entities[spec.user].codes, time)
         ratio[rows.order] = _fixed(_habit_ratios(rows, weight, spec.habit_half_life))
-    size = spec.numbers_per_column
     for column, coded in enumerate(entities):
-        _fill_column(out[:, column * size : (column + 1) * size], spec, coded, time, weight, effects, ratio, place)
+        _fill_column(out[:, spec.numbers_of(column)], spec, column, coded, time, weight, effects, ratio, place)
 
 
 @dataclass(frozen=True)
@@ -571,6 +581,7 @@ def _by_entity(codes: npt.NDArray[np.int32], time: Int64) -> _Rows:
 def _fill_column(
     out: npt.NDArray[Any],
     spec: ContextSpec,
+    column: int,
     coded: Coded,
     time: Int64,
     amount: Float64,
@@ -578,10 +589,10 @@ def _fill_column(
     ratio: Int64,
     place: RowNumbers | None,
 ) -> None:
-    """Fill `out` [N, S] for one context column, block by block of its sorted rows; `ratio` [N] as it goes with labels."""
-    places = spec.places()
+    """Fill `out` [N, S] for a context column, block by block of its sorted rows; `ratio` [N] as it goes with labels."""
+    places = spec.places(column)
     absent = np.flatnonzero(coded.codes == MISSING)
-    nothing = np.zeros(spec.numbers_per_column)
+    nothing = np.zeros(out.shape[1])
     if "ratio" in places:
         nothing[places["ratio"]] = UNKNOWN_RATIO
     if "run" in places:

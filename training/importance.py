@@ -222,9 +222,7 @@ def _columns_of(prepared: Prepared, one: Input) -> tuple[str, slice]:
     """The array of `Encoded` that holds an input, and its columns there."""
     schema = prepared.schema
     if one.kind in ("context", "ip"):
-        size = prepared.context.numbers_per_column
-        at = schema.entities.index(one.columns[0])
-        return "context", slice(at * size, (at + 1) * size)
+        return "context", prepared.context.numbers_of(schema.entities.index(one.columns[0]))
     if one.kind == "categorical":
         at = schema.categorical.index(one.columns[0])
         return "categorical", slice(at, at + 1)

@@ -118,14 +118,14 @@ def events_of(fold: Fold, fitted: FittedGru, rows: Int64) -> Events:
     time = prepared.encoded.time[rows]
     logit = torch.from_numpy(fitted.logit[rows]).to(fitted.model.scale.device)
     probability = fitted.model.calibrated(logit).double().cpu().numpy()
-    size = prepared.context.numbers_per_column
+    run = prepared.context.numbers_of(0).start + prepared.context.places(0)["run"].start
     return Events(
         time=time,
         amount=amount[arrival],
         probability=probability,
         fraud=prepared.label[rows] == 1,
         known_at=time + prepared.context.label_delay if known_at is None else known_at[arrival],
-        run=prepared.encoded.context[rows, size - 4 : size].astype(np.float64),
+        run=prepared.encoded.context[rows, run : run + 4].astype(np.float64),
     )
 
 

@@ -676,7 +676,7 @@ def test_last_run_of_no_effects() -> None:
 
 def test_names_say_column_kind_and_half_life() -> None:
     spec = ContextSpec(("shop", "ip"), (HOUR, DAY, 14 * DAY), DAY)
-    assert spec.numbers_per_column == 17
+    assert [spec.numbers_of(column) for column in (0, 1)] == [slice(0, 17), slice(17, 34)]
     assert spec.width == 34 == len(spec.names())
     assert spec.names()[:4] == ["shop.count_0.0416667d", "shop.count_1d", "shop.count_14d", "shop.amount_0.0416667d"]
     runs = ["ip.run_age_d", "ip.run_length", "ip.since_fraud_d", "ip.since_honest_d"]
@@ -684,6 +684,9 @@ def test_names_say_column_kind_and_half_life() -> None:
     with_user = replace(spec, half_lives=(DAY,), user=0)
     kinds = ["count_1d", "amount_1d", "amount_ratio", "fraud_1d", "honest_1d", *(name[3:] for name in runs)]
     assert with_user.names()[:10] == [f"shop.{kind}" for kind in (*kinds, "run_least_ratio")]
+    only = replace(with_user, user=1, user_inputs=("ratio",))
+    assert only.names()[10:] == ["ip.amount_ratio"]
+    assert only.numbers_of(1) == slice(10, 11)
 
 
 def test_spec_of_a_configuration() -> None:
@@ -694,7 +697,7 @@ def test_spec_of_a_configuration() -> None:
         """,
         "test",
     )
-    spec = ContextSpec(("shop", "address"), (HOUR, 2 * DAY), 3 * DAY, 90 * DAY, None, CONTEXT_INPUTS)
+    spec = ContextSpec(("shop", "address"), (HOUR, 2 * DAY), 3 * DAY, 90 * DAY, None, CONTEXT_INPUTS, ("ratio", "fraud", "run"))
     assert context_spec(config, schema_of(config)) == spec
     config = parse_config(
         """
