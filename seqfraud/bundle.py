@@ -139,6 +139,7 @@ class Manifest:
                     int(context["habit_half_life"]),
                     None if context["user"] is None else int(context["user"]),
                     tuple(context["inputs"]),
+                    tuple(context["user_inputs"]),
                 ),
                 vocabularies=vocabularies,
                 graph=GraphSpec.from_dict(raw["graph"]),

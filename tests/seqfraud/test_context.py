@@ -579,11 +579,11 @@ def test_rows_are_made_once_and_survive_growth() -> None:
     first = table.rows_of(("a", "a")).tolist()
     assert len({*first, NO_ENTITY}) == 3
     table.add_transaction(np.array(first[:1]), 0, 7.0)
-    more = [table.rows_of((f"m{i}", None))[0] for i in range(20)]
-    assert len({*first, *more}) == 22
+    more = [table.rows_of((f"m{i}", None)) for i in range(20)]
+    assert len({*first, *(rows[0] for rows in more)}) == 22
     assert table.rows_of(("a", "a")).tolist() == first
-    assert table.read(np.array(first[:1]), DAY, 0.0)[:2].tolist() == [0.5, 3.5]
-    assert table.read(np.array(more), DAY, 0.0).reshape(20, -1)[:, 0].tolist() == [0.0] * 20
+    assert table.read(np.array(first), DAY, 0.0)[:2].tolist() == [0.5, 3.5]
+    assert [table.read(rows, DAY, 0.0)[0] for rows in more] == [0.0] * 20
 
 
 def some_table() -> tuple[ContextTable, npt.NDArray[np.int64]]:
@@ -697,7 +697,9 @@ def test_spec_of_a_configuration() -> None:
         """,
         "test",
     )
-    spec = ContextSpec(("shop", "address"), (HOUR, 2 * DAY), 3 * DAY, 90 * DAY, None, CONTEXT_INPUTS, ("ratio", "fraud", "run"))
+    spec = ContextSpec(
+        ("shop", "address"), (HOUR, 2 * DAY), 3 * DAY, 90 * DAY, None, CONTEXT_INPUTS, ("ratio", "fraud", "run")
+    )
     assert context_spec(config, schema_of(config)) == spec
     config = parse_config(
         """
@@ -795,7 +797,7 @@ def test_an_ended_run_leaves_its_ratio_and_a_correction_takes_over_that_of_what_
 def test_what_is_not_read_is_kept_all_the_same(inputs: tuple[ContextInput, ...], user: int | None) -> None:
     rows = crowded(seed=5, rows=300)
     whole = replace(CROWD, user=user)
-    part = replace(whole, inputs=inputs)
+    part = replace(whole, inputs=inputs, user_inputs=inputs)
     words: dict[str, str | tuple[str, ...]] = {"ratio": "amount_ratio", "run": ("run_", "since_")}
     kept = [
         n for n, name in enumerate(whole.names())

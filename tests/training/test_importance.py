@@ -47,6 +47,7 @@ categorical = ["kind", "dice"]
 context = ["shop"]
 ip = ["ip"]
 geo = [["lat", "long"]]
+context_inputs = ["count", "amount", "fraud", "honest", "run"]  # the ratio would tell the transaction's own amount
 half_lives = ["1d"]
 bins = 4
 [split]
