@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # with one thread a busy neighbour costs its share; with a thread per core OpenMP barriers wait for it (20 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test bench crash fuzz lint lock clean
+.PHONY: setup demo test bench bench-quality crash fuzz lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,17 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# detection quality from the public data: every fold and seed, the peers, what each part brings, the page; about three hours
+bench-quality: setup
+	$(BIN)/python -m benchmarks.quality --seeds 3
+	$(BIN)/python -m benchmarks.quality.compare handbook
+	$(BIN)/python -m benchmarks.quality.compare sparkov
+	$(BIN)/python -m benchmarks.quality.compare simulator
+	$(BIN)/python -m benchmarks.quality.order
+	$(BIN)/python -m benchmarks.quality.ablation
+	$(BIN)/python -m benchmarks.quality.pictures
+	$(BIN)/python -m benchmarks.quality.page
 
 # kill -9 under load, 200 times, then every answer compared with an offline run: about ten minutes
 crash: setup

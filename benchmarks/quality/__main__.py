@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality [--setting week|all] [--seeds 3] [--validation]
 
-Writes benchmarks/results/handbook_quality.json, and the scores of seed 0 as handbook_scores.parquet beside it; a run that is
-in the result already is not made again.
+Writes benchmarks/results/handbook_quality.json, and the scores of every test transaction: of seed 0 as handbook_scores.parquet
+beside it, of other seeds in build/quality. A run that is in the result already is not made again. `make bench-quality` makes
+the rest too: `benchmarks.quality.compare`, `order`, `ablation`, `pictures`, `page`.
 """
 
 import argparse
@@ -13,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from benchmarks.processes import RESULTS, environment
-from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, run, summary
+from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, run, scores_file, summary
 from seqfraud.files import replaced_file
 
-RESULT, SCORES = "handbook_quality.json", "handbook_scores.parquet"
+RESULT = "handbook_quality.json"
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         for setting in settings:
             print(json.dumps(run(setting, VALIDATION_FOLD, 0)[0]), flush=True)
         return
-    file, scores = RESULTS / RESULT, RESULTS / SCORES
+    file = RESULTS / RESULT
     for seed in range(options.seeds):
         for setting in settings:
             for fold in FOLDS:
@@ -47,10 +48,11 @@ def main() -> None:
                 result = {**environment(), "summary": summary(rows), "runs": rows}
                 with replaced_file(file) as temporary:
                     temporary.write_text(json.dumps(result, indent=1) + "\n")
-                if seed == 0:
-                    before = [parquet.read_table(scores)] if scores.is_file() else []
-                    with replaced_file(scores) as temporary:
-                        parquet.write_table(pa.concat_tables([*before, table]), temporary, compression="zstd")
+                scores = scores_file(seed)
+                scores.parent.mkdir(parents=True, exist_ok=True)
+                before = [parquet.read_table(scores)] if scores.is_file() else []
+                with replaced_file(scores) as temporary:
+                    parquet.write_table(pa.concat_tables([*before, table]), temporary, compression="zstd")
     print(json.dumps(json.loads(file.read_text())["summary"], indent=1))
 
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from benchmarks.processes import RESULTS, environment
 from benchmarks.quality.fitting import fit_gru
 from benchmarks.quality.handbook import DATA, FOLDS, VALIDATION_FOLD, Fold, read_fold
+from benchmarks.quality.results import GRU
 from benchmarks.quality.variants import WithoutRecurrence, limited_logits, without_run_state
 from seqfraud.config import Config
 from seqfraud.files import replaced_file
@@ -130,7 +131,30 @@ def keep(file: Path, row: dict[str, Any]) -> None:
     """Add a line to the result."""
     rows = sorted([*kept_lines(file), row], key=lambda r: (r["seed"], LINES.index(r["line"])))
     with replaced_file(file) as temporary:
-        temporary.write_text(json.dumps({**environment(), "setting": SETTING, "lines": rows}, indent=1) + "\n")
+        result = {**environment(), "setting": SETTING, **_comparison(rows), "lines": rows}
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _comparison(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The lines of the first seed as the page shows them (`results.Comparison`)."""
+    models: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for row in rows:
+        if row["seed"] == rows[0]["seed"]:
+            name, own, less = (
+                GRU if row["line"] == WHOLE else row["line"],
+                row["average_precision"],
+                row["whole_minus_this"],
+            )
+            models[name] = {
+                "rows": row["rows"],
+                "frauds": row["frauds"],
+                "average_precision": own["estimate"],
+                "interval": [own["low"], own["high"]],
+            }
+            if less is not None:
+                differences[name] = {"average_precision": less["difference"], "low": less["low"], "high": less["high"]}
+    return {"models": models, "differences": differences, "note": f"Handbook, {SETTING}, {rows[0]['fold']}."}
 
 
 def main() -> None:

@@ -35,6 +35,29 @@ def fit_gru(prepared: Prepared, kind: type[SequenceModel] = SequenceModel) -> Fi
     return FittedGru(model, logits_until(model, prepared, prepared.split.test_end))
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A model that was fitted on train rows, the number of its epochs chosen on the validation rows.
+
+    Attributes:
+        logit: float64 [N], over encoded rows; NaN after the validation days.
+    """
+
+    epochs: int
+    logit: npt.NDArray[np.float64]
+
+
+def fit_to_validation(prepared: Prepared) -> Tuned:
+    """Fit by the prepared configuration on train rows and keep the epoch that is best on the validation rows."""
+    settings = prepared.config.training
+    torch.manual_seed(settings.seed)
+    scaling, spec, graph = fit_scaling(prepared)
+    model = SequenceModel(spec, graph)
+    scaling.apply(model.encoder)
+    found = fit(model, prepared, pick_device("auto"), settings)
+    return Tuned(found.best_epoch, logits_until(model, prepared, prepared.split.train_end))
+
+
 def logits_until(model: SequenceModel, prepared: Prepared, end: int) -> npt.NDArray[np.float64]:
     """float64 [N]: the logit of every encoded row before `end` (ms), state carried over whole histories; else NaN."""
     encoded = prepared.encoded.until(end)

@@ -12,6 +12,7 @@ Inputs, epochs and every other setting were chosen on the week of 2018-07-18 wit
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.processes import DATA as DATA_FOLDER
-from benchmarks.processes import ROOT
+from benchmarks.processes import RESULTS, ROOT
 from benchmarks.quality.fitting import fit_gru
 from seqfraud.config import DAY_MS, Config, Duration, Instant, SplitConfig, load_config, parse_instant
 from seqfraud.metrics import average_precision, card_precision_at_k, roc_auc
@@ -27,6 +28,8 @@ from training.prepare import Prepared, prepare
 
 DATA = DATA_FOLDER / "handbook.parquet"
 CONFIG = ROOT / "configs" / "handbook.toml"
+BUILT = ROOT / "build" / "quality"
+"""What other commands need and nobody commits."""
 FOLDS = ("2018-07-25", "2018-08-01", "2018-08-08", "2018-08-15")
 VALIDATION_FOLD = "2018-07-04"
 LABELS_FROM = "2018-04-22"
@@ -132,6 +135,11 @@ def run(setting: str, first: str, seed: int) -> tuple[dict[str, Any], pa.Table]:
     logit = fit_gru(fold.prepared).logit
     row = {**measured(fold, logit), "seconds": time.perf_counter() - began}
     return row, score_table(fold, "gru", 1 / (1 + np.exp(-logit)))
+
+
+def scores_file(seed: int) -> Path:
+    """Where the scores of a seed are kept; those of seed 0 are committed."""
+    return RESULTS / "handbook_scores.parquet" if seed == 0 else BUILT / f"handbook_scores_{seed}.parquet"
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -293,12 +293,22 @@ SECTIONS = (
     Section("handbook", HANDBOOK, "python -m benchmarks.quality", folds_beside_published),
     Section("handbook-folds", HANDBOOK, "python -m benchmarks.quality", each_fold),
     Section(
-        "handbook-peers", HANDBOOK_PEERS, "python -m benchmarks.quality.peers", lambda r: by_setting(r, side_by_side)
+        "handbook-peers",
+        HANDBOOK_PEERS,
+        "python -m benchmarks.quality.compare handbook",
+        lambda r: by_setting(r, side_by_side),
     ),
-    Section("calibration", HANDBOOK_PEERS, "python -m benchmarks.quality.peers", lambda r: by_setting(r, top_bins)),
-    Section("segments", HANDBOOK_PEERS, "python -m benchmarks.quality.peers", lambda r: by_setting(r, segments)),
-    Section("sparkov", SPARKOV, "python -m benchmarks.quality.peers --data sparkov", side_by_side),
-    Section("simulator", SIMULATOR, "python -m benchmarks.quality.peers --data simulator", side_by_side),
+    Section(
+        "calibration",
+        HANDBOOK_PEERS,
+        "python -m benchmarks.quality.compare handbook",
+        lambda r: by_setting(r, top_bins),
+    ),
+    Section(
+        "segments", HANDBOOK_PEERS, "python -m benchmarks.quality.compare handbook", lambda r: by_setting(r, segments)
+    ),
+    Section("sparkov", SPARKOV, "python -m benchmarks.quality.compare sparkov", side_by_side),
+    Section("simulator", SIMULATOR, "python -m benchmarks.quality.compare simulator", side_by_side),
     Section("order", ORDER, "python -m benchmarks.quality.order", side_by_side),
     Section("ablation", ABLATION, "python -m benchmarks.quality.ablation", side_by_side),
     Section("pictures", HANDBOOK_PICTURES, "python -m benchmarks.quality.pictures", pictures),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.quality.order import SIMULATION, compared, read_data, told
+from benchmarks.quality.order import SIMULATION, comparison, parts_of, read_data, told
 from training.baselines import Material
 from training.prepare import Prepared
 
@@ -16,8 +16,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return read_data(small, tmp_path_factory.mktemp("order"), epochs=1)
 
 
-def test_told_trees_know_when_each_category_was_last_bought(prepared: Prepared) -> None:
-    material = Material(prepared)
+@pytest.fixture(scope="module")
+def material(prepared: Prepared) -> Material:
+    train, validation, test = parts_of(prepared)
+    return Material(prepared, train, np.r_[validation, test], most=len(train))
+
+
+def test_told_trees_know_when_each_category_was_last_bought(prepared: Prepared, material: Material) -> None:
     features = told(prepared, material, material.history)
     encoded = prepared.encoded
     begin = np.repeat(encoded.begin, encoded.lengths())
@@ -32,8 +37,8 @@ def test_told_trees_know_when_each_category_was_last_bought(prepared: Prepared) 
             assert columns[at, c] == pytest.approx(expected, rel=1e-6, nan_ok=True), (row, code)
 
 
-def test_the_trees_see_three_events_back(prepared: Prepared) -> None:
-    names = Material(prepared).binned().names
+def test_the_trees_see_three_events_back(material: Material) -> None:
+    names = material.binned().names
     for lag in (1, 2, 3):
         for name in (f"seconds since {lag} before", f"amount {lag} before", f"category {lag} before id"):
             assert name in names
@@ -41,10 +46,11 @@ def test_the_trees_see_three_events_back(prepared: Prepared) -> None:
 
 def test_everything_is_compared_on_the_same_rows(prepared: Prepared) -> None:
     rows = np.flatnonzero(prepared.rows.test)
-    result = compared(prepared, rows, seeds=1, iterations=5)
-    assert (result["rows"], result["frauds"]) == (len(rows), int(prepared.label[rows].sum()))
-    run = result["runs"][0]
-    for other in ("trees", "told_trees", "without_recurrence"):
-        figure = (run if other in run else result)[other]["estimate"]
-        assert run["gru_minus"][other]["difference"] == pytest.approx(run["gru"]["estimate"] - figure)
-        assert result["summary"]["least_lead"][other] == run["gru_minus"][other]["difference"]
+    result = comparison(prepared, rows, seeds=1, iterations=5)
+    models, differences = result["models"], result["differences"]
+    assert list(models) == ["gru", "without_recurrence", "trees", "told_trees"]
+    for name, figures in models.items():
+        assert (figures["rows"], figures["frauds"]) == (len(rows), int(prepared.label[rows].sum()))
+        if name != "gru":
+            lead = models["gru"]["average_precision"] - figures["average_precision"]
+            assert differences[name]["average_precision"] == pytest.approx(lead)

@@ -1,0 +1,160 @@
+"""The GRU beside its peers on the same rows: figures, intervals, calibration, money, segments.
+
+    python -m benchmarks.quality.compare handbook [--seeds 3]
+    python -m benchmarks.quality.compare sparkov
+    python -m benchmarks.quality.compare simulator
+
+handbook: the GRU's scores are those that `python -m benchmarks.quality` kept; peers are fitted on each fold with the settings
+of `peers.CHOSEN`; probabilities by `calibrating.handbook_calibrations`.
+
+sparkov and simulator: by the split of the configuration. The number of epochs, the peers' settings and every model's calibration
+come from the validation days and models fitted on the train days; then each is fitted on both, and measured on the test days.
+Writes handbook_peers.json, sparkov_quality.json or simulator_quality.json in benchmarks/results, and the scores of every test
+transaction in build/quality.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from benchmarks.processes import DATA as DATA_FOLDER
+from benchmarks.processes import RESULTS, ROOT, environment
+from benchmarks.quality import handbook
+from benchmarks.quality.calibrating import calibrations, handbook_calibrations
+from benchmarks.quality.fitting import fit_gru, fit_to_validation
+from benchmarks.quality.handbook import BUILT, FOLDS, Fold, read_fold, scores_file
+from benchmarks.quality.measures import column_of, compared, label_segments, scored_rows
+from benchmarks.quality.peers import CHOSEN, choose, fit_peers
+from benchmarks.quality.results import GRU, HANDBOOK_PEERS, SIMULATOR, SPARKOV
+from seqfraud.config import Config, load_config
+from seqfraud.files import replaced_file
+from training.prepare import Prepared, prepare
+from training.simulate import Simulation, simulate_to
+
+USERS, SIMULATION_SEED = 1500, 0
+"""Of the simulation, as in `make demo`."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def compare_handbook(seeds: int) -> dict[str, Any]:
+    """A comparison by setting over the four folds."""
+    settings = {}
+    for setting in ("week", "all"):
+        scales = handbook_calibrations(setting)
+        parts = []
+        for first in FOLDS:
+            fold = read_fold(setting, first, 0)
+            rows = np.flatnonzero(fold.test)
+            gru = [kept_logits(fold, seed) for seed in range(seeds)]
+            peers = fit_peers(fold.prepared, CHOSEN[setting], rows)
+            probabilities = {GRU: [scales[GRU].probability(logit) for logit in gru]}
+            probabilities |= {name: [scales[name].probability(logit)] for name, logit in peers.items()}
+            keep_scores(f"handbook_{setting}_{first}", fold.prepared, rows, probabilities)
+            scenario = column_of(handbook.DATA, "TX_FRAUD_SCENARIO", fold.prepared, rows)
+            kinds = label_segments("scenario", scenario, fold.prepared.label[rows] == 1)
+            parts.append(scored_rows(fold.prepared, rows, probabilities, kinds))
+            print(json.dumps({"setting": setting, "fold": first, "rows": len(rows)}), flush=True)
+        settings[setting] = {**compared(parts), "platt": {name: asdict(scale) for name, scale in scales.items()}}
+    return {"settings": settings}
+
+
+def kept_logits(fold: Fold, seed: int) -> Floats:
+    """float64 [N]: the GRU's logits on a fold's test rows as they were kept; else NaN. Raises ValueError where they are not."""
+    file = scores_file(seed)
+    table = parquet.read_table(file).to_pandas() if file.is_file() else None
+    mine = None if table is None else table[(table["setting"] == fold.setting) & (table["fold"] == fold.first)]
+    ids = fold.prepared.table.take(fold.prepared.encoded.arrival[fold.test]).id_texts()
+    if mine is None or list(mine["transaction_id"]) != list(ids):
+        raise ValueError(
+            f"{file.name} does not hold the test rows of {fold.setting}, {fold.first}: `python -m benchmarks.quality` first"
+        )
+    # float32 ends some way before 1: the logits of what is nearer are that end's
+    probability = np.clip(mine["fraud_probability"].to_numpy().astype(np.float64), 1e-30, 1 - 2**-24)
+    out = np.full(len(fold.test), np.nan)
+    out[fold.test] = np.log(probability / (1 - probability))
+    return out
+
+
+def compare_split(config: Config, data: Path, name: str, seeds: int) -> dict[str, Any]:
+    """One comparison by the configuration's own split."""
+    prepared = prepare(config, data)
+    rows, validation = np.flatnonzero(prepared.rows.test), np.flatnonzero(prepared.rows.validation)
+    tuned = fit_to_validation(prepared)
+    trials: list[dict[str, Any]] = []
+    chosen = choose(prepared, np.flatnonzero(prepared.rows.train), validation, trials.append)
+    train_only = replace(prepared, rows=replace(prepared.rows, validation=np.zeros_like(prepared.rows.validation)))
+    before = {GRU: tuned.logit, **fit_peers(train_only, chosen, validation)}
+    scales = calibrations(before, prepared.label, prepared.rows.validation)
+    logits: dict[str, list[Floats]] = {GRU: []}
+    for seed in range(seeds):
+        training = replace(config.training, epochs=tuned.epochs, seed=seed)
+        logits[GRU].append(fit_gru(replace(prepared, config=replace(config, training=training))).logit)
+        print(json.dumps({"data": name, "seed": seed}), flush=True)
+    logits |= {peer: [logit] for peer, logit in fit_peers(prepared, chosen, rows).items()}
+    probabilities = {model: [scales[model].probability(one) for one in each] for model, each in logits.items()}
+    keep_scores(name, prepared, rows, probabilities)
+    return {
+        **compared([scored_rows(prepared, rows, probabilities)]),
+        "chosen": {peer: asdict(settings) for peer, settings in chosen.items()},
+        "epochs": tuned.epochs,
+        "platt": {model: asdict(scale) for model, scale in scales.items()},
+        "trials": len(trials),
+    }
+
+
+def keep_scores(
+    name: str, prepared: Prepared, rows: npt.NDArray[np.int64], probabilities: Mapping[str, Sequence[Floats]]
+) -> None:
+    """The probability [N] of every model and seed for rows [n], as Parquet."""
+    ids = prepared.table.take(prepared.encoded.arrival[rows]).id_texts()
+    tables = [
+        pa.table(
+            {
+                "transaction_id": pa.array(ids, pa.string()),
+                "seed": pa.array(np.full(len(rows), seed, dtype=np.int32)),
+                "model": pa.array([model] * len(rows)),
+                "fraud_probability": pa.array(probability[rows].astype(np.float32)),
+            }
+        )
+        for model, each in probabilities.items()
+        for seed, probability in enumerate(each)
+    ]
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with replaced_file(BUILT / f"{name}_scores.parquet") as temporary:
+        parquet.write_table(pa.concat_tables(tables), temporary, compression="zstd")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=("handbook", "sparkov", "simulator"))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    if options.data == "handbook":
+        name, result = HANDBOOK_PEERS, compare_handbook(options.seeds)
+    elif options.data == "sparkov":
+        name = SPARKOV
+        config = load_config(ROOT / "configs" / "sparkov.toml")
+        result = compare_split(config, DATA_FOLDER / "sparkov_gen.parquet", name, options.seeds)
+    else:
+        name = SIMULATOR
+        BUILT.mkdir(parents=True, exist_ok=True)
+        data = BUILT / "simulated.parquet"
+        simulate_to(Simulation(users=USERS, seed=SIMULATION_SEED), data)
+        result = compare_split(load_config(ROOT / "configs" / "simulator.toml"), data, name, options.seeds)
+    with replaced_file(RESULTS / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({**environment(), "seeds": options.seeds, **result}, indent=1) + "\n")
+    shown = result.get("settings", {name: result})
+    print(json.dumps({key: one["differences"] for key, one in shown.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
