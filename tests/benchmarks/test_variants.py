@@ -1,5 +1,6 @@
 """The model with something taken away: that what is taken away is gone, and nothing else."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from benchmarks.quality.ablation import LIMITED, LINES, TRAINED, keep, kept_lines, made_lines
+from benchmarks.quality.ablation import LIMITED, LINES, TRAINED, WHOLE, keep, kept_lines, made_lines
 from benchmarks.quality.handbook import Fold
 from benchmarks.quality.variants import WithoutRecurrence, limited_logits, without_run_state
 from seqfraud.config import DAY_MS, load_config
@@ -97,7 +98,7 @@ def test_a_limited_history_holds_the_last_events_and_nothing_before(last: int, p
     out_of_reach = limited_logits(model, with_other_pasts(prepared, rows - last - 1), rows, last)
     in_reach = limited_logits(model, with_other_pasts(prepared, rows - last), rows, last)
     np.testing.assert_array_equal(out_of_reach, before)
-    assert (in_reach != before).mean() > 0.9
+    assert (in_reach != before).mean() > 0.5
 
 
 def test_the_run_state_is_gone_and_the_sums_are_not(prepared: Prepared) -> None:
@@ -110,7 +111,7 @@ def test_the_run_state_is_gone_and_the_sums_are_not(prepared: Prepared) -> None:
         else:
             np.testing.assert_array_equal(after, before, err_msg=name)
     taken = [k for k, name in enumerate(names) if "run_" in name or "since_" in name]
-    assert len(taken) == 4 * len(prepared.context.columns)
+    assert len(taken) == 5 * len(prepared.context.columns)
     other = prepared.encoded.context.copy()
     other[:, taken] += 7
     model = untrained(less)
@@ -154,6 +155,13 @@ def test_lines_are_kept_in_the_order_in_which_they_are_listed(tmp_path: Path) ->
     file = tmp_path / "result.json"
     assert kept_lines(file) == []
     for line in reversed(LINES):
-        keep(file, {"line": line, "seed": 0})
+        less = None if line == WHOLE else {"difference": 0.1, "low": 0.0, "high": 0.2}
+        own = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+        counts = {"fold": "2018-07-25", "rows": 9, "frauds": 3}
+        keep(file, {"line": line, "seed": 0, **counts, "average_precision": own, "whole_minus_this": less})
     assert [row["line"] for row in kept_lines(file)] == list(LINES)
+    shown = json.loads(file.read_text())
+    assert list(shown["models"]) == ["gru", *LINES[1:]]
+    assert list(shown["differences"]) == list(LINES[1:])
+    assert shown["differences"]["without context"] == {"average_precision": 0.1, "low": 0.0, "high": 0.2}
     assert set(LIMITED) < set(LINES)

@@ -197,7 +197,7 @@ def test_both_graphs_give_what_scikit_learn_gives(run: Run, bundles: dict[str, B
     logit, probability = portable.outputs(rows)
     if kind == "logistic_regression":
         # from a probability, which is 1 in float64 from 37 on, a logit became infinite
-        assert logit.max() > 60
+        assert logit.max() > 50
     spec = bundle.manifest.graph
     got = SequenceGraph(bundle.sequence, spec).run(
         {**{k: v.reshape(100, 200, *v.shape[1:]) for k, v in rows.items()}, "length": np.full(100, 200)}

@@ -75,6 +75,7 @@ def make_run(folder: Path) -> Run:
         vocabularies=(5,),
         missing=(1,),
         bins=2 * values,
+        steps=graph.numeric,
         hidden=6,
         layers=2,
         input_width=8,
@@ -89,9 +90,11 @@ def make_run(folder: Path) -> Run:
     encoder.bin_value.copy_(torch.arange(spec.bins) // 2)
     encoder.bin_scale.fill_(0.5)
     encoder.bin_low.uniform_(0.0, 2.0)
+    encoder.step_value.copy_(torch.arange(spec.steps))
+    encoder.step_threshold.uniform_(-1.0, 5.0)
     with torch.no_grad():
         model.input.weight.mul_(3)
-        model.output.weight.mul_(4)
+        model.output.weight.mul_(8)
     model.scale.fill_(1.5)
     model.shift.fill_(-1.0)
     rng = np.random.default_rng(0)

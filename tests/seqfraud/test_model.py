@@ -300,11 +300,11 @@ def test_numbers_and_context_come_as_scaled_signed_logarithms_in_the_declared_or
     model.encoder.inverse_std.copy_(1 + ramp)
     inputs = make_inputs(model, 1, 1, seed=0)
     inputs["numeric"] = torch.tensor([[[-2.0, 1e9]]])
-    inputs["context"] = torch.arange(8.0)[None, None] - 1
-    logs = [math.copysign(math.log1p(abs(c - 1)), c - 1) for c in range(8)]
+    inputs["context"] = torch.arange(9.0)[None, None] - 1
+    logs = [math.copysign(math.log1p(abs(c - 1)), c - 1) for c in range(9)]
     raw = [-math.log(3), math.log1p(1e9), *logs, -math.log(2)]
     expected = [(x - v) * (1 + v) for v, x in enumerate(raw)]
-    np.testing.assert_allclose(dense_of(model, inputs)[0, 0, :11], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dense_of(model, inputs)[0, 0, :12], expected, rtol=1e-5, atol=1e-6)
     assert signed_log(torch.tensor([0.0, -0.0])).tolist() == [0.0, 0.0]
 
 

@@ -121,7 +121,7 @@ def test_answers_do_not_depend_on_the_policy(bundle_of, tmp_path, policy):
                 mine.append({**post(service, content), "model": ""})
             answers.append(mine)
     assert answers[0] == answers[1]
-    assert len({a["fraud_probability"] for a in answers[0]}) > 50
+    assert len({a["fraud_probability"] for a in answers[0]}) > 40
     assert {a["late"] for a in answers[0]} == {a["duplicate"] for a in answers[0]} == {False, True}
 
 

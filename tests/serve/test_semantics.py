@@ -43,6 +43,7 @@ WINDOW = 3
 DELAY = 120 * MINUTE
 HALF_LIVES = (60 * MINUTE, 720 * MINUTE)
 HABIT = 360 * MINUTE
+EVERYTHING_OF_USERS = 'user_inputs = ["count", "amount", "ratio", "fraud", "honest", "run"]'
 COLUMNS = ("merchant", "device", "user")
 """The user is an entity here."""
 TOLERANCE = 1e-5
@@ -330,7 +331,7 @@ def walk(seed: int, length: int) -> list[tuple[str, Any]]:
 @pytest.fixture(scope="module")
 def cards(make_bundle: Callable[..., Bundle], cards_toml: str) -> Bundle:
     """CARDS, with the user as one more entity."""
-    here = cards_toml.replace('"device"]', '"device", "user"]\nhabit_half_life = "6h"')
+    here = cards_toml.replace('"device"]', f'"device", "user"]\nhabit_half_life = "6h"\n{EVERYTHING_OF_USERS}')
     bundle = make_bundle(here)
     assert bundle.manifest.context.columns == COLUMNS
     assert bundle.manifest.context.user == 2
@@ -619,6 +620,7 @@ amount = "amount"
 numeric = ["amount"]
 categorical = ["category"]
 context = ["merchant_id", "device_id", "user_id"]
+user_inputs = ["count", "amount", "ratio", "fraud", "honest", "run"]
 ip = ["ip"]
 geo = [["lat", "long"]]
 half_lives = ["1h", "1d", "7d"]
