@@ -25,13 +25,8 @@ class FittedGru:
 
 def fit_gru(prepared: Prepared, kind: type[SequenceModel] = SequenceModel) -> FittedGru:
     """Fit by the prepared configuration, its seed and epochs; nothing is measured on the way."""
-    settings = prepared.config.training
-    torch.manual_seed(settings.seed)
-    scaling, spec, graph = fit_scaling(prepared, refit=True)
-    model = kind(spec, graph)
-    scaling.apply(model.encoder)
-    device = pick_device("auto")
-    fit(model, prepared, device, settings, refit=True)
+    model = _unfitted(prepared, kind, refit=True)
+    fit(model, prepared, pick_device("auto"), prepared.config.training, refit=True)
     return FittedGru(model, logits_until(model, prepared, prepared.split.test_end))
 
 
@@ -49,13 +44,17 @@ class Tuned:
 
 def fit_to_validation(prepared: Prepared) -> Tuned:
     """Fit by the prepared configuration on train rows and keep the epoch that is best on the validation rows."""
-    settings = prepared.config.training
-    torch.manual_seed(settings.seed)
-    scaling, spec, graph = fit_scaling(prepared)
-    model = SequenceModel(spec, graph)
-    scaling.apply(model.encoder)
-    found = fit(model, prepared, pick_device("auto"), settings)
+    model = _unfitted(prepared, SequenceModel, refit=False)
+    found = fit(model, prepared, pick_device("auto"), prepared.config.training)
     return Tuned(found.best_epoch, logits_until(model, prepared, prepared.split.train_end))
+
+
+def _unfitted(prepared: Prepared, kind: type[SequenceModel], refit: bool) -> SequenceModel:
+    torch.manual_seed(prepared.config.training.seed)
+    scaling, spec, graph = fit_scaling(prepared, refit=refit)
+    model = kind(spec, graph)
+    scaling.apply(model.encoder)
+    return model
 
 
 def logits_until(model: SequenceModel, prepared: Prepared, end: int) -> npt.NDArray[np.float64]:
