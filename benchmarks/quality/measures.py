@@ -92,7 +92,7 @@ def scored_rows(
 
 
 def segments_of(prepared: Prepared, rows: Int64) -> dict[str, dict[str, Mask]]:
-    """Bands of the amount, of the user's events before, and for each context column whether a fraud is known there."""
+    """Bands of the amount, of the user's events before, and whether a fraud is known of each context that says so."""
     encoded, context, amount = prepared.encoded, prepared.context, prepared.table.amount()
     out: dict[str, dict[str, Mask]] = {}
     if amount is not None:
@@ -100,7 +100,8 @@ def segments_of(prepared: Prepared, rows: Int64) -> dict[str, dict[str, Mask]]:
     begin = np.repeat(encoded.begin, encoded.lengths())
     out["events before"] = dict(history_bands(rows - begin[rows]))
     names = context.names()
-    for column in context.columns:
+    told = [column for column in context.columns if f"{column}.since_fraud_d" in names]
+    for column in told:
         known = encoded.context[rows, names.index(f"{column}.since_fraud_d")] >= 0
         out[column] = {"with known fraud": known, "without known fraud": ~known}
     return out
