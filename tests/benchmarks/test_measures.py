@@ -131,7 +131,8 @@ label = "is_fraud"
 amount = "amount"
 [features]
 numeric = ["amount"]
-context = ["merchant_id"]
+context = ["merchant_id", "user_id"]
+user_inputs = ["ratio"]  # says nothing of fraud: no segment
 [split]
 train_end = "2025-02-10"
 validation = "7d"
