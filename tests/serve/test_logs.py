@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -160,7 +161,7 @@ def test_a_line_that_cannot_be_made_fails_nobody(pipe: Pipe, capfd: pytest.Captu
 def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(pipe: Pipe) -> None:
     writer = LineWriter(pipe.into, encode, limit=10)
     writer.put({"n": 0, "long": "x" * 2 * PIPE_HOLDS}, urgent=True)
-    until(lambda: writer._lines and not writer._lock.locked())
+    assert select.select([pipe.out], [], [], LIMIT_S)[0]  # it is being written, alone
     for n in range(1, 31):  # the pipe is full: each of these would wait for the reader
         writer.put({"n": n})
     assert writer.dropped == 21, "one of the ten places is taken by the line that is being written"
@@ -170,6 +171,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["n"] for line in lines if "n" in line] == list(range(10))
     assert [line["dropped"] for line in lines if line.get("event") == "log lines dropped"] == [21]
+    until(lambda: not writer._lines)  # what was read leaves the queue a moment later
     writer.put({"n": 99}, urgent=True)
     assert [json.loads(line)["n"] for line in pipe.read()] == [99], "what was dropped is said once"
     writer.close()
