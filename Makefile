@@ -25,7 +25,7 @@ test: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# detection quality from the public data: every fold and seed, the peers, what each part brings, the page; about three hours
+# detection quality from the public data: every fold and seed, the peers, what each part brings, the page; hours
 bench-quality: setup
 	$(BIN)/python -m benchmarks.quality --seeds 3
 	$(BIN)/python -m benchmarks.quality.compare handbook

@@ -11,10 +11,8 @@ import pytest
 
 from benchmarks.quality import measures
 from benchmarks.quality.measures import ScoredRows, compared, figures, label_segments, scored_rows, segments_of
-from seqfraud.config import load_config
 from seqfraud.metrics import Part, bootstrap_means
-from training.prepare import Prepared, prepare
-from training.simulate import Simulation, simulate_to
+from training.prepare import Prepared
 
 LABEL = np.array([1, 0, 0, 1, 0, 1], dtype=np.int8)
 USER = np.array(["a", "b", "c", "a", "b", "c"])
@@ -121,30 +119,9 @@ def test_rows_without_fraud_leave_figures_out() -> None:
     assert found["models"]["gru"]["calibration"] == {"slope": None, "intercept": None}
 
 
-CONFIG = """
-[data]
-path = "data.parquet"
-transaction = "transaction_id"
-user = "user_id"
-time = "time"
-label = "is_fraud"
-amount = "amount"
-[features]
-numeric = ["amount"]
-context = ["merchant_id", "user_id"]
-user_inputs = ["ratio"]  # says nothing of fraud: no segment
-[split]
-train_end = "2025-02-10"
-validation = "7d"
-"""
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    folder = tmp_path_factory.mktemp("measures")
-    simulate_to(Simulation(users=60, days=60, fraud_share=0.05), folder / "data.parquet")
-    (folder / "config.toml").write_text(CONFIG)
-    return prepare(load_config(folder / "config.toml"), folder / "data.parquet")
+@pytest.fixture
+def prepared(small_split: Prepared) -> Prepared:
+    return small_split
 
 
 def test_rows_of_a_split_keep_their_users_days_and_segments(prepared: Prepared) -> None:

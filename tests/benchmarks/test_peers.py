@@ -7,28 +7,10 @@ import pytest
 
 from benchmarks.quality import peers
 from benchmarks.quality.peers import PeerSettings, choose, fit_peers, fitted_rows
-from seqfraud.config import load_config
 from seqfraud.metrics import roc_auc
 from training.baselines import FAMILIES, Material
-from training.prepare import Prepared, prepare
-from training.simulate import Simulation, simulate_to
+from training.prepare import Prepared
 
-CONFIG = """
-[data]
-path = "data.parquet"
-transaction = "transaction_id"
-user = "user_id"
-time = "time"
-label = "is_fraud"
-amount = "amount"
-[features]
-numeric = ["amount"]
-categorical = ["category"]
-context = ["merchant_id"]
-[split]
-train_end = "2025-02-10"
-validation = "7d"
-"""
 SMALL = {
     "logistic_regression": PeerSettings({"C": 1.0}),
     "random_forest": PeerSettings({"n_estimators": 8}),
@@ -37,12 +19,9 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    folder = tmp_path_factory.mktemp("peers")
-    simulate_to(Simulation(users=60, days=60, fraud_share=0.05), folder / "data.parquet")
-    (folder / "config.toml").write_text(CONFIG)
-    return prepare(load_config(folder / "config.toml"), folder / "data.parquet")
+@pytest.fixture
+def prepared(small_split: Prepared) -> Prepared:
+    return small_split
 
 
 def test_every_family_scores_the_rows_asked_for_and_no_other(prepared: Prepared) -> None:
