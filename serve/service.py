@@ -349,8 +349,7 @@ class Service:
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
-            scored = self._try_score(transaction, context)
-            answer = self._answer(transaction, scored)
+            scored, answer = self.judge(transaction, context)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -375,6 +374,15 @@ class Service:
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
+
+    def judge(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> tuple[Scored, Answer]:
+        """What the graph says of a transaction at its place in its user's history, and the answer that follows from it.
+
+        The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
+        is changed only by `commit`. Under the lock. Raises ModelError.
+        """
+        scored = self._try_score(transaction, context)
+        return scored, self._answer(transaction, scored)
 
     def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
         """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
