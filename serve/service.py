@@ -25,7 +25,7 @@ from seqfraud.errors import JournalError, ModelError, RequestError, RunError, Se
 from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
-from serve.answers import Answer
+from serve.answers import Answer, GivenAnswer, GivenLabel
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
@@ -33,7 +33,7 @@ from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
-from serve.records import Record
+from serve.records import ANONYMOUS, Record
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
 _log = logging.getLogger(__name__)
@@ -482,13 +482,13 @@ class Service:
 
     # ---- labels
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str = ANONYMOUS) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits), author))
         self._wait_durable(self._journal.last_seq)
         return answer
 
-    def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
+    def hear_labels(self, labels: list[SaidLabel], author: str = ANONYMOUS) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
         column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
         labels = [
@@ -504,7 +504,7 @@ class Service:
             self._require_ready()
             self.check_deadline()
             try:
-                counts, records = self._store_labels(labels)
+                counts, records = self._store_labels(labels, author)
             except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
@@ -513,7 +513,7 @@ class Service:
                 self._memory.hear(record)
             return counts
 
-    def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
+    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
         now = self._clock()
         seq = self._journal.last_seq
@@ -536,7 +536,7 @@ class Service:
             newest[identity] = label.is_fraud
             seq += 1
             known_at = now if label.known_at is None else label.known_at
-            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
+            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
         self._journal.append_labels(records)
         return counts, records
 
@@ -580,17 +580,17 @@ class Service:
     # ---- looking
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given. Raises RequestError 404."""
+        """The answer as it was given, and the labels said since. Raises RequestError 404."""
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
             record = self._journal.transaction(stored)
+            labels = self._journal.labels_of(stored)
         if record is None:
             raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-        if stored == transaction_id:
-            return record.answer
         answer = msgspec.json.decode(record.answer, type=Answer)
         answer.transaction_id = transaction_id
-        return self._encode(answer)
+        given = [GivenLabel(r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
+        return self._encode(GivenAnswer(**msgspec.structs.asdict(answer), labels=given))
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
