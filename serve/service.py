@@ -151,6 +151,7 @@ class Service:
             self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
             opened.pop_all()
+        _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
@@ -211,6 +212,7 @@ class Service:
                 return
             self._ready = False  # a snapshot that is being taken gets no name any more
             self._journal.close()
+            _log.info("%s at the end", _head_words(self._journal.head))
         self._stop_snapshots()
         with self._snapshotting:
             self._folder_lock.release()
@@ -234,14 +236,15 @@ class Service:
         """
         with self._snapshotting:
             with self._lock:
-                seq = self._journal.last_seq
+                seq, head = self._journal.last_seq, self._journal.head
                 capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
             self._snapshot_seq = seq
+            _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
         return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
@@ -679,6 +682,11 @@ def _readable() -> Iterator[None]:
     except JournalError as error:
         _log.error("journal: %s", error)
         raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
+def _head_words(head: str) -> str:
+    """For the log, which is kept where nobody who may write the state folder can change it."""
+    return f"journal head {head}"
 
 
 def _no_pause(seconds: float) -> None:
