@@ -30,6 +30,10 @@ from serve.service import FIELDS, Service, context_key, require_fields
 
 TOLERANCE = 1e-5
 """Of a probability, and of a number of a context relative to its size: the parity of the graphs."""
+LOG_ODDS_TOLERANCE = 1e-2
+"""Of what a reason contributes: near 0 and 1 a little of a probability is much in log-odds."""
+
+_TOLERANCES = {"reasons": LOG_ODDS_TOLERANCE}
 
 Float32 = npt.NDArray[np.float32]
 
@@ -94,7 +98,11 @@ def retrace(
     except msgspec.MsgspecError as error:
         raise RunError(f"{state}: record {target.seq} of the journal holds no answer") from error
     derived = _judge(bundle, records, past.notes, target)
-    differs = [name for name in Answer.__struct_fields__ if not _alike(getattr(answered, name), getattr(derived, name))]
+    differs = [
+        name
+        for name in Answer.__struct_fields__
+        if not _alike(getattr(answered, name), getattr(derived, name), _TOLERANCES.get(name, TOLERANCE))
+    ]
     if difference is not None and not difference <= TOLERANCE:
         differs.append("context")
     return Retraced(target.seq, answered, derived, difference, tuple(differs))
@@ -204,13 +212,13 @@ def _largest(recorded: Float32, derived: Float32) -> float:
     return float(np.max(np.abs(recorded - derived) / np.maximum(1, np.abs(recorded)), initial=0.0))
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Equal, numbers within the tolerance."""
+def _alike(a: Any, b: Any, tolerance: float) -> bool:
+    """Equal, numbers within a tolerance."""
     a, b = msgspec.to_builtins(a), msgspec.to_builtins(b)
     if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= TOLERANCE
+        return abs(a - b) <= tolerance
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(_alike(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_alike(a[key], b[key], tolerance) for key in a)
     return bool(a == b)

@@ -15,7 +15,7 @@ from seqfraud.errors import RunError
 from seqfraud.identifiers import is_stored_form
 from serve.journal import Journal
 from serve.records import ActionRecord, LabelRecord, Record, TransactionRecord
-from serve.retrace import TOLERANCE, retrace
+from serve.retrace import LOG_ODDS_TOLERANCE, TOLERANCE, _alike, retrace
 from serve.service import Service
 
 START = 1_600_000_000_000
@@ -222,3 +222,18 @@ def test_the_command_says_whether_they_agree(cards, lived, tmp_path: Path, capsy
         code, out, err = replay(*args)
         assert (code, out) == (2, "")
         assert words in err
+
+
+def test_what_counts_as_the_same():
+    reasons = [{"code": "amount", "contribution": 1.0}, {"code": "rule:a", "contribution": None}]
+    assert _alike(reasons, [{"code": "amount", "contribution": 1.009}, reasons[1]], LOG_ODDS_TOLERANCE)
+    for other in (
+        [{"code": "amount", "contribution": 1.011}, reasons[1]],
+        [{"code": "amount", "contribution": None}, reasons[1]],
+        [{"code": "place", "contribution": 1.0}, reasons[1]],
+        reasons[::-1],
+        reasons[:1],
+        [],
+    ):
+        assert not _alike(reasons, other, LOG_ODDS_TOLERANCE)
+    assert not _alike(0.5, float("nan"), TOLERANCE)
