@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,15 @@ from seqfraud.errors import JournalError, ModelError, RequestError, RunError, Se
 from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
-from serve.answers import Answer
+from serve.answers import Answer, GivenAnswer, GivenLabel
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
-from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
+from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
-from serve.records import Record
+from serve.records import ANONYMOUS, Record
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
 _log = logging.getLogger(__name__)
@@ -127,6 +127,8 @@ class Service:
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
         self._fallback = fallback
+        self._folds: dict[str, tuple[Callable[[ActionRecord], None], ...]] = {}
+        """Who follows the actions of a kind."""
         self._failing = ""
         """Why the last transaction that was tried could not be scored; empty where it could."""
         self.degraded_answers = {MODEL: 0, STORAGE: 0}
@@ -149,6 +151,7 @@ class Service:
             self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
             opened.pop_all()
+        _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
@@ -185,6 +188,7 @@ class Service:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
         if isinstance(record, LabelRecord):
             self._memory.hear(record)
+        if not isinstance(record, TransactionRecord):
             return
         taken = self._memory.take(record, reads_alike[record.bundle])
         self._score(taken.transaction, taken.context).commit()
@@ -208,6 +212,7 @@ class Service:
                 return
             self._ready = False  # a snapshot that is being taken gets no name any more
             self._journal.close()
+            _log.info("%s at the end", _head_words(self._journal.head))
         self._stop_snapshots()
         with self._snapshotting:
             self._folder_lock.release()
@@ -231,14 +236,15 @@ class Service:
         """
         with self._snapshotting:
             with self._lock:
-                seq = self._journal.last_seq
+                seq, head = self._journal.last_seq, self._journal.head
                 capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
             self._snapshot_seq = seq
+            _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
         return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
@@ -346,8 +352,7 @@ class Service:
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
-            scored = self._try_score(transaction, context)
-            answer = self._answer(transaction, scored)
+            scored, answer = self.judge(transaction, context)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -372,6 +377,25 @@ class Service:
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
+
+    def judge(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> tuple[Scored, Answer]:
+        """What the graph says of a transaction at its place in its user's history, and the answer that follows from it.
+
+        The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
+        is changed only by `commit`. Under the lock. Raises ModelError.
+        """
+        scored = self._try_score(transaction, context)
+        return scored, self._answer(transaction, scored)
+
+    def judge_again(self, record: TransactionRecord) -> Answer:
+        """The answer to a stored transaction if it came now and read the context that was recorded; nothing is changed."""
+        with self._lock:
+            users = len(self._users.slots)
+            try:
+                transaction = self.decoder.decode_stored(record)
+                return self.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
+            finally:
+                self._users.forget_newest(users)
 
     def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
         """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
@@ -471,13 +495,13 @@ class Service:
 
     # ---- labels
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str = ANONYMOUS) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits), author))
         self._wait_durable(self._journal.last_seq)
         return answer
 
-    def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
+    def hear_labels(self, labels: list[SaidLabel], author: str = ANONYMOUS) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
         column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
         labels = [
@@ -493,7 +517,7 @@ class Service:
             self._require_ready()
             self.check_deadline()
             try:
-                counts, records = self._store_labels(labels)
+                counts, records = self._store_labels(labels, author)
             except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
@@ -502,7 +526,7 @@ class Service:
                 self._memory.hear(record)
             return counts
 
-    def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
+    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
         now = self._clock()
         seq = self._journal.last_seq
@@ -525,24 +549,61 @@ class Service:
             newest[identity] = label.is_fraud
             seq += 1
             known_at = now if label.known_at is None else label.known_at
-            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
+            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
         self._journal.append_labels(records)
         return counts, records
+
+    # ---- actions
+
+    def follow(self, kinds: Sequence[str], fold: Callable[[ActionRecord], None]) -> None:
+        """Give `fold` the actions of some kinds in order: now those that the journal holds, then each as it is stored.
+
+        It is called under the lock and must not fail. Raises JournalError where the journal cannot be read.
+        """
+        with self._lock:
+            for record in self._journal.actions(kinds):
+                fold(record)
+            for kind in kinds:
+                self._folds[kind] = (*self._folds.get(kind, ()), fold)
+
+    def act(self, kind: str, author: str, body: bytes, require: Callable[[], None] = lambda: None) -> ActionRecord:
+        """Store what somebody did, a JSON text, and give it to those who follow its kind; returned once durable.
+
+        Args:
+            require: called under the lock before anything is stored; raises RequestError where it may not be done now.
+
+        Raises:
+            RequestError: what `require` raises; 503 where nothing can be stored.
+        """
+        with self._lock:
+            self._require_ready()
+            self.check_deadline()
+            require()
+            record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
+            try:
+                self._journal.append_action(record)
+            except JournalError as error:
+                _log.error("journal: %s", error)
+                raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
+            for fold in self._folds.get(kind, ()):
+                fold(record)
+        self._wait_durable(record.seq)
+        return record
 
     # ---- looking
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given. Raises RequestError 404."""
+        """The answer as it was given, and the labels said since. Raises RequestError 404."""
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
             record = self._journal.transaction(stored)
+            labels = self._journal.labels_of(stored)
         if record is None:
             raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-        if stored == transaction_id:
-            return record.answer
         answer = msgspec.json.decode(record.answer, type=Answer)
         answer.transaction_id = transaction_id
-        return self._encode(answer)
+        given = [GivenLabel(r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
+        return self._encode(GivenAnswer(**msgspec.structs.asdict(answer), labels=given))
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
@@ -633,6 +694,11 @@ def _readable() -> Iterator[None]:
         raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
 
 
+def _head_words(head: str) -> str:
+    """For the log, which is kept where nobody who may write the state folder can change it."""
+    return f"journal head {head}"
+
+
 def _no_pause(seconds: float) -> None:
     """Nobody waits for the processor."""
 
@@ -672,10 +738,11 @@ def require_fields(seen: str, bundle: Bundle, state: Path) -> None:
 
 def _note_context(journal: Journal, bundle: Bundle) -> None:
     """Keep a bundle's definition of the context, which outlives the bundle in the records that it wrote."""
-    journal.set_meta(_context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
+    journal.set_meta(context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
 
 
-def _context_key(bundle_id: str) -> str:
+def context_key(bundle_id: str) -> str:
+    """Key of the journal's note with a bundle's definition of the context."""
     return f"context of {bundle_id}"
 
 
@@ -684,8 +751,8 @@ class _ReadsAlike(dict[str, bool]):
 
     def __init__(self, journal: Journal, own: str) -> None:
         self._journal = journal
-        self._own = journal.meta(_context_key(own))
+        self._own = journal.meta(context_key(own))
 
     def __missing__(self, bundle_id: str) -> bool:
-        self[bundle_id] = self._journal.meta(_context_key(bundle_id)) == self._own
+        self[bundle_id] = self._journal.meta(context_key(bundle_id)) == self._own
         return self[bundle_id]
