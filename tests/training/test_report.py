@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seqfraud.choosing import Choice
 from seqfraud.config import parse_config
 from seqfraud.metrics import CalibrationBin
-from seqfraud.policy import NEVER, Thresholds
+from seqfraud.policy import NEVER, Policy, Thresholds
 from training.prepare import Prepared, prepare
 from training.report import (
     Baselines,
@@ -26,7 +27,8 @@ from training.report import (
     write_report,
 )
 from training.report_data import Bin, amount_bands, assess, history_bands, wilson
-from training.run import qualities
+from training.run import measure_worth, qualities
+from training.worth import described_choice, scored_days
 
 CONFIG = """
 [data]
@@ -53,7 +55,7 @@ HOSTILE = "<script>alert(1)</script>"
 VALUES = ['<img src=x onerror="alert(2)">', "a & b", "$\\frac{1}{2}$", "plain"]
 START = np.datetime64("2025-01-01T00:00:00", "ms")
 SECTIONS = {
-    "verdict", "models", "curves", "choices", "training", "segments", "misses", "cleaning", "configuration", "glossary"
+    "verdict", "models", "curves", "worth", "choices", "training", "segments", "misses", "cleaning", "configuration", "glossary"
 }  # fmt: skip
 
 
@@ -111,7 +113,7 @@ class Made:
 
     prepared: Prepared
     probability: Any
-    thresholds: Thresholds
+    policy: Policy
     metrics: dict[str, Any]
 
 
@@ -141,16 +143,21 @@ def made(folder: Path, data: pa.Table, config: str = CONFIG, cut: float = 0.5, g
     rng = np.random.default_rng(1)
     odds = rng.normal(-3, 1.5, len(prepared.label)) + good * (prepared.label == 1)
     probability = 1 / (1 + np.exp(-odds))
-    thresholds = Thresholds(is_fraud=cut, review=cut, decline=NEVER)
+    policy = Policy(Thresholds(is_fraud=cut, review=cut, decline=NEVER))
+    validation = scored_days(prepared, probability, "validation")
+    assert validation is not None
+    choice = described_choice(prepared.config.decision, validation, Choice(policy))
     epochs = [{"epoch": i, "loss": 1 / i, "validation_average_precision": 0.1 * i} for i in (1, 2, 3)]
     metrics = {
         "best_epoch": 2,
         "epochs": epochs,
         "device": "cpu",
         "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
-        **qualities(prepared, probability, thresholds),
+        **qualities(prepared, probability, policy.thresholds),
+        "choice": choice,
+        "worth": measure_worth(prepared, probability, policy, choice["alternatives"]),
     }
-    return Made(prepared, probability, thresholds, metrics)
+    return Made(prepared, probability, policy, metrics)
 
 
 def baselines(of: Made, names: tuple[str, ...] = ("boosted_trees", "logistic_regression")) -> Baselines:
@@ -164,7 +171,7 @@ def baselines(of: Made, names: tuple[str, ...] = ("boosted_trees", "logistic_reg
 
 def content(of: Made, others: Baselines | None = None) -> ReportContent:
     return report_content(
-        of.prepared, of.probability, of.metrics, of.thresholds, title="run <b>1</b>", config_text=CONFIG,
+        of.prepared, of.probability, of.metrics, of.policy, title="run <b>1</b>", config_text=CONFIG,
         command=("seqfraud train c.toml", ), baselines=others, versions={"seqfraud": "1.2.3"},
     )  # fmt: skip
 
@@ -190,7 +197,7 @@ def test_every_section_is_there_and_every_link_leads_to_one(page: Page) -> None:
     assert links == {f"#{name}" for name in SECTIONS - {"verdict"}}
     titles = [
         "Precision and recall", "Scores by class", "Calibration over all rows", "Calibration in the top 1 %",
-        "Alerts against fraud money caught", "Alerts against precision", "Loss on the training days",
+        "Alerts against fraud money caught", "Alerts against precision", "Cost against reviews", "Loss on the training days",
         "Average precision on the validation days",
     ]  # fmt: skip
     for title in titles:
@@ -302,7 +309,7 @@ def test_misses_are_frauds_below_the_threshold_with_their_users_events_in_order(
         row = ids.index(miss.transaction)
         assert (fraud.time, fraud.amount, fraud.label) == (table.time[row], amount[row], 1)
         assert fraud.probability is not None
-        assert fraud.probability < run.thresholds.is_fraud
+        assert fraud.probability < run.policy.thresholds.is_fraud
         times = [event.time for event in miss.events]
         assert times == sorted(times)
         own = np.sort(table.time[table.user.codes == table.user.codes[row]])

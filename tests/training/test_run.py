@@ -196,7 +196,7 @@ def test_figures_are_those_of_the_probabilities(trained: Trained) -> None:
         figures = trained.metrics[part]
         assert (figures["rows"], figures["frauds"]) == (mask.sum(), (label == 1).sum())
         assert figures["average_precision"] == pytest.approx(average_precision(label, probability))
-        flagged = flag_many(probability, load_run(trained.run).thresholds)
+        flagged = flag_many(probability, load_run(trained.run).policy.thresholds)
         assert figures["flagged"] == flagged.sum() > 0
         assert figures["precision"] == pytest.approx((label[flagged] == 1).mean())
         assert figures["recall"] == pytest.approx(flagged[label == 1].mean())
@@ -222,7 +222,7 @@ def test_the_model_that_is_read_has_the_weights_and_logits_that_were_trained(tra
     np.testing.assert_array_equal(all_logits(run.model, prepared, CPU), trained.logits)
     assert run.calibration == {"method": "platt", "scale": float(run.model.scale), "shift": float(run.model.shift)}
     assert run.model.scale != 1
-    assert run.thresholds.as_dict() == trained.metrics["thresholds"]
+    assert run.policy.as_dict() == {name: trained.metrics[name] for name in ("thresholds", "decision")}
     assert run.data == trained.data
 
 
@@ -288,7 +288,7 @@ def test_evaluation_on_other_data_fits_nothing(trained: Trained, tmp_path: Path)
     probability = calibrated(run.model, all_logits(run.model, prepared, CPU))[prepared.rows.test]
     expected = average_precision(prepared.label[prepared.rows.test], probability)
     assert evaluated["test"]["average_precision"] == pytest.approx(expected, abs=1e-12)
-    flagged = flag_many(probability, run.thresholds)
+    flagged = flag_many(probability, run.policy.thresholds)
     assert evaluated["test"]["flagged"] == flagged.sum()
     assert all(torch.equal(v, trained.state[k]) for k, v in run.model.state_dict().items())
 
@@ -450,7 +450,7 @@ def test_the_manifest_carries_what_training_found(trained: Trained, bundle: Bund
     assert manifest.missing == ("age", "lat", "long")
     assert manifest.vocabularies[0].column == "kind"
     assert set(manifest.vocabularies[0].values) >= {"grocery", "travel"}
-    assert manifest.thresholds == run.thresholds
+    assert manifest.policy == run.policy
     assert manifest.calibration == run.calibration
     assert manifest.fingerprint == run.fingerprint
     assert manifest.metrics == {part: trained.metrics[part] for part in ("validation", "test")}
