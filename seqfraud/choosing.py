@@ -81,10 +81,11 @@ class Choice:
     tried: tuple[Tried, ...] = ()
 
 
-def prices(settings: DecisionConfig) -> Costs:
-    """The costs that a configuration names. Those it does not are 0, a fraud's its amount, and reviews find every fraud."""
-    given = {name: getattr(settings, name) for name in Costs.__dataclass_fields__}
-    return Costs(**{"review_cost": 0.0, **{name: value for name, value in given.items() if value is not None}})
+def prices(settings: DecisionConfig, amounts: bool = True) -> Costs:
+    """The costs that a configuration names. Those it does not are 0, and reviews find every fraud; a fraud costs its amount,
+    or 1 where no amounts are declared."""
+    given = {name: value for name in Costs.__dataclass_fields__ if (value := getattr(settings, name)) is not None}
+    return Costs(**{"review_cost": 0.0, "fraud_cost": 0.0 if amounts else 1.0, **given})
 
 
 def choose_policy(settings: DecisionConfig, rows: ScoredDays) -> Choice:
@@ -124,7 +125,7 @@ def alternatives(settings: DecisionConfig, rows: ScoredDays, policy: Policy) -> 
     alerts, declines = (float((decisions >= code).sum()) / rows.days / rows.share for code in (1, 2))
     found: dict[str, Policy] = {}
     if settings.review_cost is not None:
-        costs = prices(settings)
+        costs = prices(settings, rows.amount is not None)
         found["flat thresholds of least cost"] = Policy(cheapest_thresholds(rows, costs))
         if rows.amount is not None and costs.insult_cost + costs.insult_share > 0 and costs.review_cost > 0:
             found["expected cost"] = _by_cost(settings, rows).policy

@@ -19,11 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from seqfraud.choosing import DECLINE_PRECISION, prices
+from seqfraud.choosing import DECLINE_PRECISION
 from seqfraud.config import DAY_MS, DecisionConfig, duration_words, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.metrics import Interval, precision_recall_curve
-from seqfraud.policy import NEVER
+from seqfraud.policy import NEVER, Costs
 from training.charts import (
     ABOVE,
     CARD,
@@ -352,7 +352,7 @@ def _worth_row(name: str, of: Mapping[str, Any]) -> WorthRow:
         (money_text(of["insult_costs"]), ""),
         (money_text(of["cost"]["estimate"]), between(of["cost"])),
         ("–", "") if name == NO_MODEL else (money_text(of["saved"]["estimate"]), between(of["saved"])),
-        ("–", "") if name == CHOSEN else (money_text(-less["estimate"]), f"{money_text(-less['high'])} to {money_text(-less['low'])}"),
+        ("–", "") if name == CHOSEN else (money_text(0 - less["estimate"]), f"{money_text(0 - less['high'])} to {money_text(0 - less['low'])}"),
     ]  # fmt: skip
     return WorthRow(name, tuple(cells))
 
@@ -873,7 +873,7 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
 def _cost_curve(content: ReportContent) -> Chart:
     """Cost a day against reviews a day, by two orders; the policies as points."""
     held, found = content.held_out, content.metrics["worth"]
-    costs, days, money = prices(content.config.decision), found["test"]["days"], held.money()
+    costs, days, money = Costs(**found["prices"]), found["test"]["days"], held.money()
     p = content.models[0].probability
     amount = np.zeros(len(p)) if money is None else money
     approved, reviewed = (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from seqfraud.choosing import Choice, ScoredDays, alternatives, prices
 from seqfraud.config import DAY_MS, DecisionConfig
 from seqfraud.metrics import Interval, bootstrap_sums
-from seqfraud.policy import NEVER, Policy, Thresholds
+from seqfraud.policy import NEVER, Costs, Policy, Thresholds
 from training.prepare import Prepared
 
 NO_MODEL = "no model"
@@ -86,19 +86,20 @@ def worth(
         CHOSEN: policy,
         **{name: Policy.from_dict(other) for name, other in others.items()},
     }
+    costs = prices(settings, all(rows.amount is not None for rows in days.values()))
     return {
-        "prices": asdict(prices(settings)),
+        "prices": asdict(costs),
         "priced": settings.review_cost is not None,
-        **{part: {"days": rows.days, "policies": measured(settings, policies, rows)} for part, rows in days.items()},
+        **{part: {"days": rows.days, "policies": measured(costs, policies, rows)} for part, rows in days.items()},
     }
 
 
-def measured(settings: DecisionConfig, policies: Mapping[str, Policy], rows: ScoredDays) -> dict[str, dict[str, Any]]:
+def measured(costs: Costs, policies: Mapping[str, Policy], rows: ScoredDays) -> dict[str, dict[str, Any]]:
     """What each of K policies costs a day on some rows, what it does, and intervals by user.
 
     `saved` is against no model; `less_than_this` what it costs less than the policy that was chosen, on the same draws.
     """
-    costs, money, known = prices(settings), rows.money(), rows.known
+    money, known = rows.money(), rows.known
     decisions = {name: policy.decide_many(rows.probability, rows.amount) for name, policy in policies.items()}
     parts = {name: costs.of(rows.fraud, money, codes) * known for name, codes in decisions.items()}
     total = {name: part.sum(axis=0) for name, part in parts.items()}

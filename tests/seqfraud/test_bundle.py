@@ -250,7 +250,7 @@ def test_a_bundle_of_format_1_decides_by_its_thresholds(bundle: Path) -> None:
     change_manifest(bundle, older, sign=True)
     assert open_bundle(bundle).manifest == FULL
     change_manifest(bundle, lambda raw: raw.update(decision={"by": "expected_loss", "review": 3.0}), sign=True)
-    with pytest.raises(BundleError, match="decision.by: seen 'expected_loss'; expected 'thresholds'"):
+    with pytest.raises(BundleError, match=r"decision\.by: seen 'expected_loss'; expected 'thresholds'"):
         open_bundle(bundle)
 
 

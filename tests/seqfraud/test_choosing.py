@@ -300,7 +300,8 @@ BY_COST = DecisionConfig(
 
 def test_costs_that_are_not_named_are_nothing_and_a_fraud_its_amount() -> None:
     assert prices(DecisionConfig()) == Costs(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
-    assert prices(BY_COST) == COSTS
+    assert prices(DecisionConfig(), amounts=False) == Costs(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
+    assert prices(BY_COST) == prices(BY_COST, amounts=False) == COSTS
 
 
 @pytest.mark.parametrize("seed", range(4))
