@@ -155,10 +155,10 @@ def decide(
 ) -> None:
     """Choose what a run decides again, by the [decision] of RUN/config.toml as it is now; nothing is trained.
 
-    The choice is made on the run's validation days. Its report says what it is worth there and on the test days; the next
-    `seqfraud export` takes it along.
+    Edit that section first. The choice is made on the run's validation days; the report says what it is worth there and on
+    the test days, and the next `seqfraud export` takes it along.
 
-    Example: edit [decision] in runs/demo/config.toml, then seqfraud decide runs/demo
+    Example: seqfraud decide runs/demo
     """
     from seqfraud.nn.checkpoint import load_run
     from training.run import decide_run
