@@ -26,7 +26,7 @@ import numpy as np
 from msgspec import msgpack
 
 from benchmarks.processes import write_result
-from seqfraud.context import ORDINARY, ContextSpec, ContextTable
+from seqfraud.context import USUAL, ContextSpec, ContextTable
 from seqfraud.graph import NEXT, GraphSpec, StateSpec
 from serve.capture import ROWS, SLOTS, Capture, remember
 from serve.labels import UNSAID, LabelBook
@@ -94,7 +94,7 @@ def made_up(users: int) -> Iterator[Piece]:
         }
         yield Piece("entities", msgpack.encode(names), arrays)
     told = 4 * rng.integers(NOW - 90 * DAY, NOW - 7 * DAY, int(effects.sum()))
-    yield Piece("effects", b"", {"effects": np.stack([told, np.full(len(told), ORDINARY)], axis=1).reshape(-1)})
+    yield Piece("effects", b"", {"effects": np.stack([told, np.full(len(told), USUAL)], axis=1).reshape(-1)})
     for begin in range(0, users, SLOTS):
         n = min(SLOTS, users - begin)
         held = rng.integers(1, 2 * EVENTS, n)
@@ -116,7 +116,7 @@ def made_up(users: int) -> Iterator[Piece]:
     columns = {
         "seq": users * EVENTS - waiting + np.arange(waiting),
         "time": np.sort(rng.integers(NOW - 7 * DAY, NOW, waiting)),
-        "ratio": np.full(waiting, ORDINARY),
+        "ratio": np.full(waiting, USUAL),
         "rows": rng.integers(1, entities + 1, (waiting, 1)),
         "effective": np.full(waiting, UNSAID, np.uint8),
     }

@@ -16,9 +16,10 @@ The run of known frauds, folded over label effects in the order in which they ta
 it is the first, or if an honest transaction newer than the last known fraud is known; else it lengthens the run. Where
 a label is corrected, the earlier one is taken out of the fold and the new one appended.
 
-Where the user is an entity, a run also has the least ratio of its frauds' amounts to their users' habits: whether one
-of them was ordinary for its user. The ratio of a transaction is fixed when it adds itself, and goes with its label; the
-label that corrects another has the ratio of the one that it takes out.
+Where the user is an entity, a transaction has two ratios to its user's habit: of its amount, and of the mean amount of
+late, by the shortest half-life and itself counted. A run has the least of each over its frauds: whether one of them was
+ordinary for its user, and whether one came when its user was spending as usual. A transaction's ratios are fixed when it
+adds itself, and go with its label; the label that corrects another has those of the one that it takes out.
 
 Letters: N rows, E context columns, L half-lives, S numbers read per column, K = E * S.
 """
@@ -61,6 +62,9 @@ LEAST_MEAN = 1e-6
 """A smaller mean amount is no habit: refunds may leave nothing but what rounding makes of it."""
 ORDINARY = 1 << 16
 """The ratio 1 as it is kept with transactions, labels and runs: a whole number, which the order of adding cannot change."""
+_OWN = (1 << 31) - 1
+USUAL = ORDINARY << 31 | ORDINARY
+"""Two ratios are kept in one number, that of late in the upper bits: both 1, which stands for unknown ones too."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,9 @@ class ContextSpec:
             kind: [f"{kind}_{half_life / DAY_MS:g}d" for half_life in self.half_lives] for kind in CONTEXT_INPUTS
         }
         names["ratio"] = ["amount_ratio"]
-        names["run"] = ["run_age_d", "run_length", "since_fraud_d", "since_honest_d", "run_least_ratio"]
-        if self.user is None:
-            names["run"].pop()
+        names["run"] = ["run_age_d", "run_length", "since_fraud_d", "since_honest_d"]
+        if self.user is not None:
+            names["run"] += ["run_least_ratio", "run_least_lately"]
         return {kind: names[kind] for kind in (self.user_inputs if column == self.user else self.inputs)}
 
     def numbers_of(self, column: int) -> slice:
@@ -147,18 +151,30 @@ def _amount_ratios(amount: Float64, count: Float64, total: Float64) -> Float64:
     return ratio
 
 
-def _fixed(ratio: Float64) -> Int64:
-    """int64 [n]: ratios as they are kept with transactions; one that is unknown is ordinary."""
-    fixed: Int64 = np.rint(np.where(ratio == UNKNOWN_RATIO, 1.0, ratio) * ORDINARY).astype(np.int64)
+def fixed_ratios(ratio: float, lately: float) -> int:
+    """Both ratios as they are kept, in units of 1 / ORDINARY; one that is unknown is ordinary."""
+    own, late = (ORDINARY if r == UNKNOWN_RATIO else round(r * ORDINARY) for r in (ratio, lately))
+    return late << 31 | own
+
+
+def _fixed(ratio: Float64, lately: Float64) -> Int64:
+    """int64 [n]: `fixed_ratios` of n transactions."""
+    own, late = (np.rint(np.where(r == UNKNOWN_RATIO, 1.0, r) * ORDINARY).astype(np.int64) for r in (ratio, lately))
+    fixed: Int64 = late << 31 | own
     return fixed
 
 
-def fold_fraud(run: list[int], time: int, ratio: int) -> None:
-    """One known fraud of transaction time `time` on a run state [began, length, last fraud, last honest, least ratio]."""
+def _lesser(a: int, b: int) -> int:
+    """The lesser of each of two ratios."""
+    return min(a >> 31, b >> 31) << 31 | min(a & _OWN, b & _OWN)
+
+
+def fold_fraud(run: list[int], time: int, ratios: int) -> None:
+    """One known fraud of transaction time `time` on a run state [began, length, last fraud, last honest, least ratios]."""
     if run[LENGTH] == 0 or run[LAST_HONEST] > run[LAST_FRAUD]:
-        run[BEGAN], run[LENGTH], run[LEAST] = time, 1, ratio
+        run[BEGAN], run[LENGTH], run[LEAST] = time, 1, ratios
     else:
-        run[BEGAN], run[LENGTH], run[LEAST] = min(run[BEGAN], time), run[LENGTH] + 1, min(run[LEAST], ratio)
+        run[BEGAN], run[LENGTH], run[LEAST] = min(run[BEGAN], time), run[LENGTH] + 1, _lesser(run[LEAST], ratios)
     run[LAST_FRAUD] = max(run[LAST_FRAUD], time)
 
 
@@ -179,6 +195,7 @@ class ContextTable:
         self._gain = np.zeros_like(self._rate)
         self._gain[COUNT] = 1.0
         """float64 [4, L + 1]: what the transaction at hand adds; only its amount changes."""
+        self._shortest = int(np.argmin(spec.half_lives))
         self._width = spec.width
         self._reading = [self._read_of(column) for column in range(len(spec.columns))]
         self.rows: dict[tuple[int, str], int] = {}
@@ -188,7 +205,7 @@ class ContextTable:
         self.run[:] = NO_RUN
         self.effects: list[array[int]] = [array("q")]
         """Per row, label effects in order, only ever added to, two numbers each: 4 * time + 2 * (correction) + fraud, and
-        the ratio of its transaction in units of 1 / ORDINARY; 0 for a correction, which takes it from the earlier one."""
+        the ratios of its transaction; 0 for a correction, which takes them from the earlier one."""
         self.names: list[tuple[int, str]] = []
         """The keys of `rows` in row order, from row 1."""
         self.cut: Cut[SavedRows] | None = None
@@ -259,14 +276,14 @@ class ContextTable:
         """Count a transaction for its entities; one older than an entity's newest is added already decayed.
 
         Returns:
-            The ratio of its amount to its user's habit before it, for its labels, in units of 1 / ORDINARY; ORDINARY
-            where it is unknown or the user is no entity.
+            Its ratios to its user's habit before it, for its labels, as `fixed_ratios`; USUAL where the user is no
+            entity.
         """
         if self.cut is not None:
             self.cut.keep(rows.tolist())
         gain = self._gain
         gain[AMOUNT] = amount
-        ratio = UNKNOWN_RATIO
+        ratios = USUAL
         for column, row in enumerate(rows.tolist()):
             if row == NO_ENTITY:
                 continue
@@ -276,28 +293,30 @@ class ContextTable:
                 sums *= np.exp2(self._rate * float(time - newest))
                 self.newest[row] = time
             if column == self.spec.user:
-                ratio = amount_ratio(amount, sums.item(COUNT, -1), sums.item(AMOUNT, -1))
+                habit = sums.item(COUNT, -1), sums.item(AMOUNT, -1)
+                count, total = sums.item(COUNT, self._shortest) + 1, sums.item(AMOUNT, self._shortest) + amount
+                ratios = fixed_ratios(amount_ratio(amount, *habit), amount_ratio(total / count, *habit))
             if time >= newest:
                 sums += gain
             else:
                 sums += gain * np.exp2(self._rate * float(newest - time))
-        return ORDINARY if ratio == UNKNOWN_RATIO else round(ratio * ORDINARY)
+        return ratios
 
-    def add_label(self, rows: Int64, time: int, fraud: bool, ratio: int) -> None:
-        """A label of a transaction of that time takes effect; `ratio` is what `add_transaction` gave for it."""
+    def add_label(self, rows: Int64, time: int, fraud: bool, ratios: int) -> None:
+        """A label of a transaction of that time takes effect; `ratios` is what `add_transaction` gave for it."""
         if self.cut is not None:
             self.cut.keep(rows.tolist())
         for row in rows.tolist():
             if row != NO_ENTITY:
                 self.sums[row, FRAUD if fraud else HONEST] += self._known(row, time)
-                self._fold(row, time, fraud, ratio)
-                self.effects[row].extend((4 * time + fraud, ratio))
+                self._fold(row, time, fraud, ratios)
+                self.effects[row].extend((4 * time + fraud, ratios))
 
     def correct_label(self, rows: Int64, time: int, fraud: bool) -> None:
         """The label of a transaction of that time, in effect so far, turns out to be the other one.
 
         Of several labels of an entity that are alike in time and value, the one that took effect last is taken out; its
-        ratio becomes that of the new one.
+        ratios become those of the new one.
         """
         if self.cut is not None:
             self.cut.keep(rows.tolist())
@@ -370,10 +389,10 @@ class ContextTable:
         known: Float64 = np.exp2(self._rate[0] * float(self.newest.item(row) - time))
         return known
 
-    def _fold(self, row: int, time: int, fraud: bool, ratio: int) -> None:
+    def _fold(self, row: int, time: int, fraud: bool, ratios: int) -> None:
         if fraud:
             run = self.run[row].tolist()
-            fold_fraud(run, time, ratio)
+            fold_fraud(run, time, ratios)
             self.run[row] = run
         elif time > self.run.item(row, LAST_HONEST):
             self.run[row, LAST_HONEST] = time
@@ -391,8 +410,8 @@ class SavedRows:
     """How long the list of each one's label effects is."""
 
 
-def run_read(run: list[int], now: int) -> tuple[float, int, float, float, float]:
-    """Age of the run (days), its length, days since the last known fraud and honest transaction, least ratio; or -1.
+def run_read(run: list[int], now: int) -> tuple[float, int, float, float, float, float]:
+    """Age of the run (days), its length, days since the last known fraud and honest transaction, least ratios; or -1.
 
     Days, because labels come late: on the logarithmic scale of the model a month is then wide enough to be told from five
     weeks, which it is not in seconds.
@@ -403,15 +422,17 @@ def run_read(run: list[int], now: int) -> tuple[float, int, float, float, float]
         length,
         UNKNOWN_AGE if fraud == NEVER else (now - fraud) / DAY_MS,
         UNKNOWN_AGE if honest == NEVER else (now - honest) / DAY_MS,
-        least / ORDINARY if length else UNKNOWN_RATIO,
+        (least & _OWN) / ORDINARY if length else UNKNOWN_RATIO,
+        (least >> 31) / ORDINARY if length else UNKNOWN_RATIO,
     )
 
 
 def run_numbers(run: Int64, now: Int64) -> Float64:
-    """float64 [N, 5]: `run_read` of N states."""
-    out = np.empty(run.shape)
+    """float64 [N, 6]: `run_read` of N states."""
+    out = np.empty((len(run), 6))
     out[:, 1] = run[:, LENGTH]
-    out[:, 4] = np.where(run[:, LENGTH] == 0, UNKNOWN_RATIO, run[:, LEAST] / ORDINARY)
+    for at, least in ((4, run[:, LEAST] & _OWN), (5, run[:, LEAST] >> 31)):
+        out[:, at] = np.where(run[:, LENGTH] == 0, UNKNOWN_RATIO, least / ORDINARY)
     for at, state in ((0, BEGAN), (2, LAST_FRAUD), (3, LAST_HONEST)):
         out[:, at] = np.where(run[:, state] == NEVER, UNKNOWN_AGE, (now - run[:, state]) / DAY_MS)
     return out
@@ -423,10 +444,10 @@ def last_run(effects: Int64) -> Int64:
     Args:
         effects: as in `ContextTable.effects`.
     """
-    what, ratio = effects[0::2], effects[1::2].copy()
+    what, ratios = effects[0::2], effects[1::2].copy()
     time, fraud = what >> 2, (what & 1).astype(bool)
-    kept = _take_out(time, fraud, (what & 2).astype(bool), ratio)
-    time, fraud, ratio = time[kept], fraud[kept], ratio[kept]
+    kept = _take_out(time, fraud, (what & 2).astype(bool), ratios)
+    time, fraud, ratios = time[kept], fraud[kept], ratios[kept]
     last_honest = time[~fraud].max(initial=NEVER)
     at = np.flatnonzero(fraud)
     if len(at) == 0:
@@ -435,11 +456,12 @@ def last_run(effects: Int64) -> Int64:
     honest = np.maximum.accumulate(np.where(fraud, NEVER, time))[at]
     begins = np.flatnonzero(honest[1:] > last_fraud[:-1]) + 1
     run = at[begins[-1] :] if len(begins) else at
-    return np.array([time[run].min(), len(run), last_fraud[-1], last_honest, ratio[run].min()], dtype=np.int64)
+    least = (ratios[run] >> 31).min() << 31 | (ratios[run] & _OWN).min()
+    return np.array([time[run].min(), len(run), last_fraud[-1], last_honest, least], dtype=np.int64)
 
 
-def _take_out(time: Int64, fraud: Mask, correction: Mask, ratio: Int64) -> Mask:
-    """Mask [n] of the effects that no correction has taken out; each correction gets the ratio of what it takes out."""
+def _take_out(time: Int64, fraud: Mask, correction: Mask, ratios: Int64) -> Mask:
+    """Mask [n] of the effects that no correction has taken out; each correction gets the ratios of what it takes out."""
     kept = np.ones(len(time), dtype=bool)
     if not correction.any():
         return kept
@@ -448,7 +470,7 @@ def _take_out(time: Int64, fraud: Mask, correction: Mask, ratio: Int64) -> Mask:
         moment, is_fraud = int(time[at]), bool(fraud[at])
         if correction[at]:
             out = alike[moment, not is_fraud].pop()
-            kept[out], ratio[at] = False, ratio[out]
+            kept[out], ratios[at] = False, ratios[out]
         alike.setdefault((moment, is_fraud), []).append(at)
     return kept
 
@@ -494,12 +516,12 @@ def _fill_columns(
     """`context_columns` into an array [N, K] of any float type."""
     weight = np.zeros(len(time)) if amount is None else np.nan_to_num(amount)
     effects = _label_effects(time, label, known_at, spec.label_delay)
-    ratio = np.full(len(time), ORDINARY)
+    ratios = np.full(len(time), USUAL)
     if spec.user is not None and any("run" in spec.places(column) for column in range(len(entities))):
         rows = _by_entity(entities[spec.user].codes, time)
-        ratio[rows.order] = _fixed(_habit_ratios(rows, weight, spec.habit_half_life))
+        ratios[rows.order] = _user_ratios(rows, weight, spec)
     for column, coded in enumerate(entities):
-        _fill_column(out[:, spec.numbers_of(column)], spec, column, coded, time, weight, effects, ratio, place)
+        _fill_column(out[:, spec.numbers_of(column)], spec, column, coded, time, weight, effects, ratios, place)
 
 
 @dataclass(frozen=True)
@@ -586,10 +608,10 @@ def _fill_column(
     time: Int64,
     amount: Float64,
     effects: _Effects,
-    ratio: Int64,
+    ratios: Int64,
     place: RowNumbers | None,
 ) -> None:
-    """Fill `out` [N, S] for a context column, block by block of its sorted rows; `ratio` [N] as it goes with labels."""
+    """Fill `out` [N, S] for a context column, block by block of its sorted rows; `ratios` [N] as they go with labels."""
     places = spec.places(column)
     absent = np.flatnonzero(coded.codes == MISSING)
     nothing = np.zeros(out.shape[1])
@@ -600,7 +622,7 @@ def _fill_column(
     out[absent if place is None else place[absent]] = nothing
     rows = _by_entity(coded.codes, time)
     told = _told_effects(rows, coded.codes, effects)
-    runs = _runs_told(rows, told, ratio[rows.order]) if "run" in places else None
+    runs = _runs_told(rows, told, ratios[rows.order]) if "run" in places else None
     habit = _habit_ratios(rows, amount, spec.habit_half_life) if "ratio" in places else None
 
     rate = -1.0 / np.array(spec.half_lives, dtype=np.float64)
@@ -625,6 +647,22 @@ def _habit_ratios(rows: _Rows, amount: Float64, half_life: int) -> Float64:
     for low, high, sums in _sums(rows, amount, np.array([-1.0 / half_life])):
         count, total = (sums[:, kind, 0].T.reshape(-1)[: high - low] for kind in (COUNT, AMOUNT))
         out[low:high] = _amount_ratios(amount[rows.order[low:high]], count, total)
+    return out
+
+
+def _user_ratios(rows: _Rows, amount: Float64, spec: ContextSpec) -> Int64:
+    """int64 [n]: the ratios of every row of the user's column, as they go with labels; `amount` [N]."""
+    out = np.empty(len(rows.order), dtype=np.int64)
+    for low, high, sums in _sums(
+        rows, amount, -1.0 / np.array((spec.habit_half_life, min(spec.half_lives)), dtype=np.float64)
+    ):
+        count, total, few, late = (
+            sums[:, kind, i].T.reshape(-1)[: high - low] for i in (0, 1) for kind in (COUNT, AMOUNT)
+        )
+        own = amount[rows.order[low:high]]
+        out[low:high] = _fixed(
+            _amount_ratios(own, count, total), _amount_ratios((late + own) / (few + 1), count, total)
+        )
     return out
 
 
@@ -790,11 +828,11 @@ def _latest(heard: RowNumbers, low: int, high: int) -> Int64:
     return heard_so_far
 
 
-def _runs_told(rows: _Rows, told: _Told, ratio: Int64) -> _Runs:
+def _runs_told(rows: _Rows, told: _Told, ratios: Int64) -> _Runs:
     """The fold of `fold_fraud` over the effects of every entity; entities without corrections all at once.
 
     Args:
-        ratio: int64 [n], of the rows, in units of 1 / ORDINARY.
+        ratios: int64 [n], of the rows, as they go with labels.
     """
     n = len(rows.time)
     entity = rows.code[told.speaker]
@@ -813,11 +851,13 @@ def _runs_told(rows: _Rows, told: _Told, ratio: Int64) -> _Runs:
     run: Int64 = np.cumsum(begins)
     length = np.arange(len(at)) - np.flatnonzero(begins)[run - 1] + 1
     oldest = _least_in_run(run, fraud, n)
-    least = _least_in_run(run, ratio[fraud], int(MOST_RATIO) * ORDINARY + 1)
-    plain = np.stack([rows.time[oldest], length, rows.time[newest], np.full(len(at), NEVER), least], axis=1)
+    own, late = (
+        _least_in_run(run, r, int(MOST_RATIO) * ORDINARY + 1) for r in (ratios[fraud] & _OWN, ratios[fraud] >> 31)
+    )
+    plain = np.stack([rows.time[oldest], length, rows.time[newest], np.full(len(at), NEVER), late << 31 | own], axis=1)
 
     told_again = np.flatnonzero(revised & ~for_good)
-    folded = _folded_with_corrections(rows, told, told_again, honest, ratio)
+    folded = _folded_with_corrections(rows, told, told_again, honest, ratios)
     changes = np.r_[at, told_again]
     order = np.argsort(changes, kind="stable")
     changes = changes[order]
@@ -844,22 +884,22 @@ def _at_risk(rows: _Rows, told: _Told) -> Mask:
     return ~told.fraud & np.isin(moment[told.speaker], moment[told.speaker[told.correction]])
 
 
-def _folded_with_corrections(rows: _Rows, told: _Told, which: Int64, honest: RowNumbers, ratio: Int64) -> Int64:
+def _folded_with_corrections(rows: _Rows, told: _Told, which: Int64, honest: RowNumbers, ratios: Int64) -> Int64:
     """int64 [k, 5]: the states after the effects `which` of entities with corrections; `honest` as in `_Runs`."""
     speaker, newest = told.speaker[which], honest[which]
     begin = rows.begin[speaker]
     for_good = np.where(newest >= begin, rows.time[newest], NEVER)
     states = []
     entity, fold = -1, _RevisedFold()
-    columns = (begin, rows.time[speaker], told.fraud[which], told.correction[which], for_good, ratio[speaker])
+    columns = (begin, rows.time[speaker], told.fraud[which], told.correction[which], for_good, ratios[speaker])
     for first, time, fraud, correction, known, own in zip(*(c.tolist() for c in columns), strict=True):
         if first != entity:
             entity, fold = first, _RevisedFold()
-        told_ratio = fold.take_out(time) if correction else own
+        told_ratios = fold.take_out(time) if correction else own
         if fraud:
-            fold.add_fraud(time, known, told_ratio)
+            fold.add_fraud(time, known, told_ratios)
         else:
-            fold.add_honest(time, told_ratio)
+            fold.add_honest(time, told_ratios)
         states.append(fold.state())
     return np.array(states, dtype=np.int64).reshape(-1, len(NO_RUN))
 
@@ -874,48 +914,48 @@ class _RevisedFold:
 
     def __init__(self) -> None:
         self._runs: list[list[int]] = []
-        """[began, length, least ratio, last fraud before it, number of the effect that began it]; the first one stays a
+        """[began, length, least ratios, last fraud before it, number of the effect that began it]; the first one stays a
         run."""
         self._honest: dict[int, list[tuple[int, int]]] = {}
-        """Time -> number and ratio of the effects in force, ascending."""
+        """Time -> number and ratios of the effects in force, ascending."""
         self._newest: list[int] = []
         """Heap of negative times of `_honest`, some of them gone."""
         self._last_fraud = NEVER
         self._number = 0
 
-    def add_honest(self, time: int, ratio: int) -> None:
+    def add_honest(self, time: int, ratios: int) -> None:
         self._number += 1
         if time not in self._honest:
             self._honest[time] = []
             heapq.heappush(self._newest, -time)
-        self._honest[time].append((self._number, ratio))
+        self._honest[time].append((self._number, ratios))
 
     def take_out(self, time: int) -> int:
-        """Of several honest effects of one time the last is taken out; its ratio."""
+        """Of several honest effects of one time the last is taken out; its ratios."""
         alike = self._honest[time]
-        _, ratio = alike.pop()
+        _, ratios = alike.pop()
         if not alike:
             del self._honest[time]
         while len(self._runs) > 1 and not self._stands(*self._runs[-1][3:]):
             self._lengthen(*self._runs.pop()[:3])
-        return ratio
+        return ratios
 
     def _stands(self, last_fraud: int, number: int) -> bool:
         return any(time > last_fraud and alike[0][0] < number for time, alike in self._honest.items())
 
-    def add_fraud(self, time: int, newest_for_good: int, ratio: int) -> None:
+    def add_fraud(self, time: int, newest_for_good: int, ratios: int) -> None:
         self._number += 1
         if not self._runs or newest_for_good > self._last_fraud:
-            self._runs = [[time, 1, ratio, NEVER, 0]]
+            self._runs = [[time, 1, ratios, NEVER, 0]]
         elif self._newest_honest() > self._last_fraud:
-            self._runs.append([time, 1, ratio, self._last_fraud, self._number])
+            self._runs.append([time, 1, ratios, self._last_fraud, self._number])
         else:
-            self._lengthen(time, 1, ratio)
+            self._lengthen(time, 1, ratios)
         self._last_fraud = max(self._last_fraud, time)
 
     def _lengthen(self, began: int, length: int, least: int) -> None:
         run = self._runs[-1]
-        run[:3] = min(run[0], began), run[1] + length, min(run[2], least)
+        run[:3] = min(run[0], began), run[1] + length, _lesser(run[2], least)
 
     def _newest_honest(self) -> int:
         while self._newest and -self._newest[0] not in self._honest:
@@ -923,7 +963,7 @@ class _RevisedFold:
         return -self._newest[0] if self._newest else NEVER
 
     def state(self) -> tuple[int, int, int, int, int]:
-        """Began, length, last fraud, last honest, least ratio."""
+        """Began, length, last fraud, last honest, least ratios."""
         began, length, least = self._runs[-1][:3] if self._runs else (NEVER, 0, 0)
         return began, length, self._last_fraud, self._newest_honest(), least
 

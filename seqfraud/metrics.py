@@ -396,6 +396,28 @@ def calibration_slope(label: ArrayLike, probability: ArrayLike) -> Calibration |
     return Calibration(intercept=float(level - slope / scale * center), slope=float(slope / scale))
 
 
+def calibration_in_the_large(label: ArrayLike, probability: ArrayLike) -> float | None:
+    """What has to be added to logit(probability) [N] so that as many frauds are expected as came; 0 is calibrated.
+
+    The calibration intercept with the slope held at 1, as Van Calster et al. define it (see
+    `calibration_slope`, whose own intercept is where the fitted line crosses even odds, far from most
+    rows). None without a fraud or without an honest row.
+    """
+    fraud = as_labels(label)
+    p = np.clip(as_probabilities(probability, len(fraud)), LOGIT_LIMIT, 1.0 - LOGIT_LIMIT)
+    if fraud.all() or not fraud.any():
+        return None
+    x, wanted = np.log(p) - np.log1p(-p), float(fraud.sum())
+    low, high = -float(x.max()) - 40.0, -float(x.min()) + 40.0
+    # monotone in what is added; halved until float64 cannot tell the ends apart
+    while low < (middle := (low + high) / 2) < high:
+        if np.exp(-np.logaddexp(0.0, -(x + middle))).sum() < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 @dataclass(frozen=True)
 class CalibrationBin:
     """Rows of neighbouring probabilities: how many, what was said, what came."""

@@ -29,7 +29,7 @@ from seqfraud.files import replaced_file
 
 _log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 KEPT = 2
 SYNC_BYTES = 1 << 26
 """So much is written between syncs: the journal's own syncs wait for all that is yet to be written."""

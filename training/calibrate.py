@@ -1,5 +1,7 @@
 """Logits to probabilities: Platt scaling on the validation rows."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +14,8 @@ SMALLEST_SCALE = 0.05
 """A negative or vanishing scale would turn the ranking round."""
 
 Floats = npt.NDArray[np.float64]
+Kind = Literal["none", "scale", "shift", "platt"]
+"""What is fitted: nothing, the scale or the shift alone, or both."""
 
 
 def platt(logit: Floats, label: npt.NDArray[np.int8]) -> tuple[float, float]:
@@ -23,14 +27,29 @@ def platt(logit: Floats, label: npt.NDArray[np.int8]) -> tuple[float, float]:
         logit: float64 [N].
         label: int8 [N], 0 or 1.
     """
-    frauds, honest = int((label == 1).sum()), int((label == 0).sum())
-    target = np.where(label == 1, (frauds + 1) / (frauds + 2), 1 / (honest + 2))
-    one = np.ones_like(logit)
+    target, one = _targets(label), np.ones_like(logit)
     scale, shift = _fit(np.stack([logit, one], axis=1), 0 * logit, target, np.array([1.0, 0.0])).tolist()
     if scale < SMALLEST_SCALE:
         scale = SMALLEST_SCALE
         (shift,) = _fit(one[:, None], scale * logit, target, np.zeros(1)).tolist()
     return scale, shift
+
+
+def calibrated(kind: Kind, logit: Floats, label: npt.NDArray[np.int8]) -> tuple[float, float]:
+    """Scale and shift as in `platt`, of which only those of the kind are fitted; the others are 1 and 0."""
+    if kind == "platt":
+        return platt(logit, label)
+    if kind == "scale":
+        return max(_fit(logit[:, None], 0 * logit, _targets(label), np.ones(1)).item(), SMALLEST_SCALE), 0.0
+    if kind == "shift":
+        return 1.0, _fit(np.ones((len(logit), 1)), logit, _targets(label), np.zeros(1)).item()
+    return 1.0, 0.0
+
+
+def _targets(label: npt.NDArray[np.int8]) -> Floats:
+    """Smoothed labels [N]."""
+    frauds, honest = int((label == 1).sum()), int((label == 0).sum())
+    return np.where(label == 1, (frauds + 1) / (frauds + 2), 1 / (honest + 2))
 
 
 def _fit(x: Floats, offset: Floats, target: Floats, prior: Floats) -> Floats:

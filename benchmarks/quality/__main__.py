@@ -9,15 +9,22 @@ the rest too: `benchmarks.quality.compare`, `order`, `ablation`, `pictures`, `pa
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from benchmarks.processes import RESULTS, environment
-from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, run, scores_file, summary
+from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, read_fold, run, scores_file, seeded, summary
 from seqfraud.files import replaced_file
 
 RESULT = "handbook_quality.json"
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The runs that are in the result so far."""
+    return json.loads(file.read_text())["runs"] if file.is_file() else []
 
 
 def main() -> None:
@@ -31,20 +38,20 @@ def main() -> None:
     settings = options.setting or ["week", "all"]
     if options.validation:
         for setting in settings:
-            print(json.dumps(run(setting, VALIDATION_FOLD, 0)[0]), flush=True)
+            print(json.dumps(run(read_fold(setting, VALIDATION_FOLD, 0))[0]), flush=True)
         return
     file = RESULTS / RESULT
-    for seed in range(options.seeds):
-        for setting in settings:
-            for fold in FOLDS:
-                # read at each turn: two processes, a setting each, may write by turns
-                rows = json.loads(file.read_text())["runs"] if file.is_file() else []
-                if any((r["setting"], r["fold"], r["seed"]) == (setting, fold, seed) for r in rows):
-                    continue
-                row, table = run(setting, fold, seed)
+    for setting in settings:
+        for first in FOLDS:
+            made = {(r["setting"], r["fold"], r["seed"]) for r in rows_of(file)}
+            missing = [seed for seed in range(options.seeds) if (setting, first, seed) not in made]
+            fold = read_fold(setting, first, 0) if missing else None
+            for seed in missing:
+                assert fold is not None
+                row, table = run(seeded(fold, seed))
                 print(json.dumps(row), flush=True)
-                rows = json.loads(file.read_text())["runs"] if file.is_file() else []
-                rows = sorted([*rows, row], key=lambda r: (r["setting"], r["seed"], r["fold"]))
+                # read again: two processes, a setting each, may write by turns
+                rows = sorted([*rows_of(file), row], key=lambda r: (r["setting"], r["seed"], r["fold"]))
                 result = {**environment(), "summary": summary(rows), "runs": rows}
                 with replaced_file(file) as temporary:
                     temporary.write_text(json.dumps(result, indent=1) + "\n")

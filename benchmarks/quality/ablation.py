@@ -38,7 +38,7 @@ RESULT = "ablation_quality.json"
 SETTING = "all"
 WHOLE = "whole"
 HISTORIES = (5, 20, 100)
-HIDDEN = (16, 32, 128)
+HIDDEN = (32, 128)
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,16 +1,17 @@
-"""Logits to probabilities where a fold is refitted on all its labels: by the validation fold, before the test folds.
+"""Logits to probabilities where a fold is refitted on all its labels: by earlier weeks, before the test folds.
 
-A fold has no labelled days left on which to calibrate it. A scale and a shift (Platt) are fitted for each model and setting
-on the test week of the validation fold (train week 2018-07-04, seed 0) to the logits of a model that was fitted there, and
-applied to the logits of the same kind of model on every test fold and seed. Elsewhere `calibrations` takes the validation
-days of the configuration.
+A fold has no labelled days left on which to calibrate it. So models are fitted to three earlier train weeks (EARLIER, the last of
+them the validation fold), and what is fitted to the logits of their test weeks is applied to the logits of the same kind of
+model on every test fold and seed: nothing, a scale, a shift, or both (Platt), whichever has the least log-loss on a week
+when it was fitted to the two others. Elsewhere `calibrations` takes the validation days of the configuration.
 
 Drawing honest rows, or weighting frauds, multiplies the odds that a model states; `unshifted` takes that back.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,16 @@ import numpy.typing as npt
 from benchmarks.quality.fitting import fit_gru
 from benchmarks.quality.handbook import VALIDATION_FOLD, read_fold
 from benchmarks.quality.peers import CHOSEN, fit_peers
-from training.calibrate import platt
+from seqfraud.metrics import log_loss
+from training.calibrate import Kind, calibrated, platt
 
 GRU = "gru"
+EARLIER = ("2018-06-20", "2018-06-27", VALIDATION_FOLD)
+"""First days of train weeks."""
 
 Floats = npt.NDArray[np.float64]
+Week = tuple[Floats, npt.NDArray[np.int8]]
+"""Logits and labels of the rows of a test week."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,44 @@ class Platt:
         return 1 / (1 + np.exp(-np.clip(self.scale * logit + self.shift, -700, 700)))
 
 
-def handbook_calibrations(setting: str) -> dict[str, Platt]:
+@dataclass(frozen=True)
+class ChosenPlatt:
+    """What was fitted to all weeks, of which kind, and the mean log-loss of every kind on the weeks left out."""
+
+    kind: Kind
+    platt: Platt
+    log_loss: Mapping[Kind, float]
+
+
+def handbook_calibrations(setting: str) -> dict[str, ChosenPlatt]:
     """By model, the GRU and the peers of a setting, week or all."""
-    fold = read_fold(setting, VALIDATION_FOLD, 0)
-    rows = np.flatnonzero(fold.test)
-    logits = {GRU: fit_gru(fold.prepared).logit, **fit_peers(fold.prepared, CHOSEN[setting], rows)}
-    return calibrations(logits, fold.prepared.label, fold.test)
+    weeks: dict[str, list[Week]] = {}
+    for first in EARLIER:
+        fold = read_fold(setting, first, 0)
+        rows = np.flatnonzero(fold.test)
+        logits = {GRU: fit_gru(fold.prepared).logit, **fit_peers(fold.prepared, CHOSEN[setting], rows)}
+        for name, logit in logits.items():
+            weeks.setdefault(name, []).append((logit[rows], fold.prepared.label[rows]))
+    return {name: chosen_over(each) for name, each in weeks.items()}
+
+
+def chosen_over(weeks: Sequence[Week]) -> ChosenPlatt:
+    """The kind by weeks left out, fitted to all of them."""
+    losses: dict[Kind, float] = {}
+    for kind in get_args(Kind):
+        left_out = []
+        for at, (logit, label) in enumerate(weeks):
+            fitted = Platt(*calibrated(kind, *_pooled([*weeks[:at], *weeks[at + 1 :]])))
+            loss = log_loss(label, fitted.probability(logit))
+            assert loss is not None
+            left_out.append(loss)
+        losses[kind] = float(np.mean(left_out))
+    best = min(losses, key=losses.__getitem__)
+    return ChosenPlatt(best, Platt(*calibrated(best, *_pooled(weeks))), losses)
+
+
+def _pooled(weeks: Sequence[Week]) -> Week:
+    return np.concatenate([logit for logit, _ in weeks]), np.concatenate([label for _, label in weeks])
 
 
 def calibrations(

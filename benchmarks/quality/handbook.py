@@ -96,6 +96,13 @@ def read_fold(setting: str, first: str, seed: int) -> Fold:
     return Fold(setting, first, seed, prepared, user, day, test_rows(day, user, prepared.label))
 
 
+def seeded(fold: Fold, seed: int) -> Fold:
+    """The same fold, to be fitted from another seed."""
+    config = fold.prepared.config
+    training = replace(config.training, seed=seed)
+    return replace(fold, seed=seed, prepared=replace(fold.prepared, config=replace(config, training=training)))
+
+
 def measured(fold: Fold, score: npt.NDArray[np.float64]) -> dict[str, Any]:
     """The protocol's figures of a score [N] that rises with fraud."""
     mask = fold.test
@@ -128,10 +135,9 @@ def score_table(fold: Fold, model: str, probability: npt.NDArray[np.float64]) ->
     )
 
 
-def run(setting: str, first: str, seed: int) -> tuple[dict[str, Any], pa.Table]:
+def run(fold: Fold) -> tuple[dict[str, Any], pa.Table]:
     """Fit on one fold and score its test rows."""
     began = time.perf_counter()
-    fold = read_fold(setting, first, seed)
     logit = fit_gru(fold.prepared).logit
     row = {**measured(fold, logit), "seconds": time.perf_counter() - began}
     return row, score_table(fold, "gru", 1 / (1 + np.exp(-logit)))

@@ -22,6 +22,7 @@ from seqfraud.metrics import (
     average_precision,
     bootstrap_means,
     brier,
+    calibration_in_the_large,
     calibration_slope,
     card_precision_at_k,
     log_loss,
@@ -176,6 +177,7 @@ def figures(parts: Sequence[ScoredRows], model: str) -> dict[str, Any]:
         "calibration": {
             "slope": _mean(None if one is None else one.slope for one in slope),
             "intercept": _mean(None if one is None else one.intercept for one in slope),
+            "in_the_large": mean(lambda part, score: calibration_in_the_large(part.label, score)),
         },
         # of the first seed: of a mean over seeds they would be another model's
         "top_bins": [

@@ -166,7 +166,8 @@ PROBABILITIES = (
     Column("log-loss", ("log_loss",), abs, 5),
     Column("Brier score", ("brier",), abs, 5),
     Column("calibration slope", ("calibration", "slope"), lambda value: abs(value - 1), 3),
-    Column("calibration intercept", ("calibration", "intercept"), abs, 3),
+    Column("calibration intercept", ("calibration", "in_the_large"), abs, 3),
+    Column("with the slope free", ("calibration", "intercept"), None, 3),
 )
 
 

@@ -38,10 +38,12 @@ class HandbookQuality(TypedDict):
 
 
 class Calibration(TypedDict):
-    """Of a logistic regression of the label on the log-odds: 1 and 0 are calibrated (`metrics.calibration_slope`)."""
+    """Slope and intercept of the label on the log-odds, fitted together (`metrics.calibration_slope`), and the intercept with
+    the slope held at 1 (`metrics.calibration_in_the_large`); 1, 0 and 0 are calibrated."""
 
     slope: float | None
     intercept: float | None
+    in_the_large: float | None
 
 
 class Bin(TypedDict):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.quality.calibrating import Platt, calibrations, unshifted
+from benchmarks.quality.calibrating import Platt, calibrations, chosen_over, unshifted
 
 CELLS = np.array([0.02, 0.1, 0.3, 0.6])
 """Share of fraud in four kinds of rows, of 1,000 rows each."""
@@ -54,3 +54,21 @@ def test_platt_finds_the_shift_of_undersampling_and_the_scale_of_overconfidence(
 def test_a_probability_is_finite_far_out_and_missing_where_the_logit_is() -> None:
     p = Platt(2.0, -1.0).probability(np.array([0.5, 1e9, -1e9, np.nan]))
     np.testing.assert_allclose(p, [0.5, 1.0, 0.0, np.nan], atol=1e-300)
+
+
+def drawn(rng: np.random.Generator, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """A week whose logits are twice too far out, and off by a shift."""
+    truth = rng.normal(-2, 1.5, 20_000)
+    return 2 * truth + shift, (rng.random(20_000) < 1 / (1 + np.exp(-truth))).astype(np.int8)
+
+
+def test_what_weeks_have_in_common_is_fitted_and_what_they_do_not_is_left() -> None:
+    """A scale holds in every week; a shift that comes and goes does worse on the week left out than none."""
+    rng = np.random.default_rng(0)
+    alike = chosen_over([drawn(rng, 1.5) for _ in range(3)])
+    assert alike.kind == "platt"
+    assert (alike.platt.scale, alike.platt.shift) == pytest.approx((0.5, -0.75), abs=0.05)
+    apart = chosen_over([drawn(rng, shift) for shift in (-2.0, 2.0, 0.0)])
+    assert apart.kind == "scale"
+    assert apart.platt.shift == 0.0
+    assert apart.log_loss["scale"] < apart.log_loss["none"] and apart.log_loss["scale"] < apart.log_loss["platt"]

@@ -116,7 +116,7 @@ def test_rows_without_fraud_leave_figures_out() -> None:
     found = compared([rows], rounds=5)
     assert found["differences"] == {}
     assert found["models"]["gru"]["average_precision"] is None
-    assert found["models"]["gru"]["calibration"] == {"slope": None, "intercept": None}
+    assert found["models"]["gru"]["calibration"] == {"slope": None, "intercept": None, "in_the_large": None}
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ COMPARISON = {
             "roc_auc": 0.891,
             "money_caught": {"50": 0.5, "100": 0.625, "200": 0.75},
             "log_loss": 0.01234,
-            "calibration": {"slope": 0.9, "intercept": -0.2},
+            "calibration": {"slope": 0.9, "intercept": -0.7, "in_the_large": -0.2},
             "top_bins": [{"count": 1234, "mean_probability": 0.25, "observed_rate": 0.125}],
             "segments": {"amount": {"under 20": {"rows": 5000, "frauds": 12, "average_precision": 0.5}}},
         },
@@ -69,7 +69,7 @@ COMPARISON = {
             "roc_auc": None,
             "money_caught": {"50": 0.4, "100": 0.65, "200": 0.7},
             "log_loss": 0.02,
-            "calibration": {"slope": 1.05, "intercept": 0.1},
+            "calibration": {"slope": 1.05, "intercept": 0.3, "in_the_large": 0.1},
             "segments": {"amount": {"under 20": {"rows": 5000, "frauds": 12, "average_precision": None}}},
         },
         "isolation_forest": {"average_precision": 0.05},
@@ -177,9 +177,9 @@ def test_models_have_the_columns_that_there_are_and_the_best_is_bold():
 
 def test_calibration_is_best_near_one_and_zero():
     rows = cells(models_table(COMPARISON, PROBABILITY_COLUMNS))
-    assert rows[""] == ["log-loss", "calibration slope", "calibration intercept"]
-    assert rows["GRU"] == ["**.01234**", ".900", "−.200"]
-    assert rows["boosted trees"] == [".02000", "**1.050**", "**.100**"]
+    assert rows[""] == ["log-loss", "calibration slope", "calibration intercept", "with the slope free"]
+    assert rows["GRU"] == ["**.01234**", ".900", "−.200", "−.700"]
+    assert rows["boosted trees"] == [".02000", "**1.050**", "**.100**", ".300"]
 
 
 def test_money_goes_by_the_number_of_alerts():

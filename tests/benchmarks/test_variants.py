@@ -111,7 +111,7 @@ def test_the_run_state_is_gone_and_the_sums_are_not(prepared: Prepared) -> None:
         else:
             np.testing.assert_array_equal(after, before, err_msg=name)
     taken = [k for k, name in enumerate(names) if "run_" in name or "since_" in name]
-    assert len(taken) == 5 * len(prepared.context.columns)
+    assert len(taken) == (6 if prepared.context.user is not None else 4) * len(prepared.context.columns)
     other = prepared.encoded.context.copy()
     other[:, taken] += 7
     model = untrained(less)

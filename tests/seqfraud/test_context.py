@@ -20,12 +20,13 @@ from seqfraud import context as context_module
 from seqfraud.config import CONTEXT_INPUTS, ContextInput, parse_config
 from seqfraud.context import (
     NO_ENTITY,
-    ORDINARY,
+    USUAL,
     ContextSpec,
     ContextTable,
     as_rows,
     context_columns,
     context_spec,
+    fixed_ratios,
     last_run,
 )
 from seqfraud.schema import schema_of
@@ -36,6 +37,8 @@ DAY = 24 * HOUR
 UNKNOWN, HONEST, FRAUD = -1, 0, 1
 
 Values = Sequence[str | None]
+Ratios = tuple[float, float]
+"""Of a transaction to its user's habit: of its amount, and of the mean amount of late."""
 
 
 @dataclass
@@ -44,8 +47,8 @@ class Entity:
 
     transactions: list[tuple[int, float]] = field(default_factory=list)
     """Time and amount."""
-    labels: list[tuple[int, bool, float]] = field(default_factory=list)
-    """The labels in effect, in the order in which they took effect: transaction time, fraud, ratio of the amount."""
+    labels: list[tuple[int, bool, Ratios]] = field(default_factory=list)
+    """The labels in effect, in the order in which they took effect: transaction time, fraud, ratios to the habit."""
 
 
 class SlowContext:
@@ -66,13 +69,18 @@ class SlowContext:
         return numbers
 
     def ratio(self, entity: Entity, time: int, amount: float) -> float:
-        now = max([time, *(at for at, _ in entity.transactions)])
-        weights = [2.0 ** (-(now - at) / self.spec.habit_half_life) for at, _ in entity.transactions]
-        count = math.fsum(weights)
-        total = math.fsum(w * before for w, (_, before) in zip(weights, entity.transactions, strict=True))
+        count, total = self.decayed(entity, time, self.spec.habit_half_life)
         if count < 1e-9 or total / count < 1e-6:
             return -1.0
         return min(max(amount / (total / count), 0.0), 10_000.0)
+
+    @staticmethod
+    def decayed(entity: Entity, time: int, half_life: int) -> tuple[float, float]:
+        now = max([time, *(at for at, _ in entity.transactions)])
+        weights = [2.0 ** (-(now - at) / half_life) for at, _ in entity.transactions]
+        return math.fsum(weights), math.fsum(
+            w * before for w, (_, before) in zip(weights, entity.transactions, strict=True)
+        )
 
     def numbers(self, entity: Entity, time: int, amount: float) -> list[float]:
         now = max([time, *(at for at, _ in entity.transactions)])
@@ -90,28 +98,33 @@ class SlowContext:
             for kind in increments
         )
         run, last_fraud, last_honest = run_of(entity.labels)
-        began, least = min((at for at, _ in run), default=None), min((ratio for _, ratio in run), default=-1.0)
+        began = min((at for at, _ in run), default=None)
+        least = [min((ratios[i] for _, ratios in run), default=-1.0) for i in (0, 1)]
         ages = [-1.0 if at is None else (now - at) / DAY for at in (began, last_fraud, last_honest)]
         numbers = [*count, *total, self.ratio(entity, time, amount), *known_fraud, *known_honest]
-        return [*numbers, ages[0], float(len(run)), ages[1], ages[2], *([] if self.spec.user is None else [least])]
+        return [*numbers, ages[0], float(len(run)), ages[1], ages[2], *([] if self.spec.user is None else least)]
 
-    def add_transaction(self, values: Values, time: int, amount: float) -> float:
-        ratio = -1.0
+    def add_transaction(self, values: Values, time: int, amount: float) -> Ratios:
+        ratios = [-1.0, -1.0]
         if self.spec.user is not None and (user := values[self.spec.user]) is not None:
-            ratio = self.ratio(self.entities.get((self.spec.user, user), Entity()), time, amount)
+            entity = self.entities.get((self.spec.user, user), Entity())
+            count, total = self.decayed(entity, time, min(self.spec.half_lives))
+            lately = (total + amount) / (count + 1)
+            ratios = [self.ratio(entity, time, of) for of in (amount, lately)]
         for entity in self._of(values):
             entity.transactions.append((time, amount))
-        return 1.0 if ratio == -1.0 else round(ratio * 65_536) / 65_536
+        own, late = (1.0 if ratio == -1.0 else round(ratio * 65_536) / 65_536 for ratio in ratios)
+        return own, late
 
-    def add_label(self, values: Values, time: int, fraud: bool, ratio: float) -> None:
+    def add_label(self, values: Values, time: int, fraud: bool, ratios: Ratios) -> None:
         for entity in self._of(values):
-            entity.labels.append((time, fraud, ratio))
+            entity.labels.append((time, fraud, ratios))
 
     def correct_label(self, values: Values, time: int, fraud: bool) -> None:
         for entity in self._of(values):
             alike = [i for i, label in enumerate(entity.labels) if label[:2] == (time, not fraud)]
-            _, _, ratio = entity.labels.pop(alike[-1])
-            entity.labels.append((time, fraud, ratio))
+            _, _, ratios = entity.labels.pop(alike[-1])
+            entity.labels.append((time, fraud, ratios))
 
     def _of(self, values: Values) -> Iterator[Entity]:
         for column, value in enumerate(values):
@@ -119,17 +132,17 @@ class SlowContext:
                 yield self.entities.setdefault((column, value), Entity())
 
 
-def run_of(labels: Sequence[tuple[int, bool, float]]) -> tuple[list[tuple[int, float]], int | None, int | None]:
+def run_of(labels: Sequence[tuple[int, bool, Ratios]]) -> tuple[list[tuple[int, Ratios]], int | None, int | None]:
     """Times and ratios of the frauds of the last run; times of the last known fraud and the last known honest one."""
-    run: list[tuple[int, float]] = []
+    run: list[tuple[int, Ratios]] = []
     frauds: list[int] = []
     honest: list[int] = []
-    for time, fraud, ratio in labels:
+    for time, fraud, ratios in labels:
         if not fraud:
             honest.append(time)
             continue
         begins = not frauds or (bool(honest) and max(honest) > max(frauds))
-        run = [(time, ratio)] if begins else [*run, (time, ratio)]
+        run = [(time, ratios)] if begins else [*run, (time, ratios)]
         frauds.append(time)
     return run, max(frauds, default=None), max(honest, default=None)
 
@@ -511,8 +524,8 @@ def test_missing_values_read_nothing_and_change_nothing() -> None:
     table = ContextTable(spec)
     rows = table.rows_of((None, None))
     assert rows.tolist() == [NO_ENTITY, NO_ENTITY]
-    assert table.add_transaction(rows, 5, 1.0) == ORDINARY
-    table.add_label(rows, 5, True, ORDINARY)
+    assert table.add_transaction(rows, 5, 1.0) == USUAL
+    table.add_label(rows, 5, True, USUAL)
     table.correct_label(rows, 5, False)
     assert table.read(rows, 10, 1.0).tolist() == nothing * 2
     reads = both_ways([Row((None, "x"), 0, 1.0, FRAUD, DAY), Row((None, "x"), DAY, 3.0)], spec)
@@ -530,7 +543,7 @@ def test_a_late_transaction_reads_and_adds_at_the_newest_time() -> None:
     after = named(HAND, table.read(rows, 2 * DAY, 0.0))
     assert after["terminal.count_1d"] == 1.5
     assert after["terminal.amount_1d"] == 8.0
-    table.add_label(rows, DAY, True, ORDINARY)
+    table.add_label(rows, DAY, True, USUAL)
     assert named(HAND, table.read(rows, 0, 0.0))["terminal.since_fraud_d"] == 1.0
 
 
@@ -541,7 +554,7 @@ def test_the_last_of_equal_labels_is_corrected() -> None:
     for time in (0, 10, 10, 20):
         table.add_transaction(rows, time, 0.0)
     for time, fraud in ((0, True), (10, False), (20, True), (10, False)):
-        table.add_label(rows, time, fraud, ORDINARY)
+        table.add_label(rows, time, fraud, USUAL)
     table.correct_label(rows, 10, True)
     # the first honest one still parts 0 from 20; were it taken out, the run would be 0, 20, 10
     assert named(HAND, table.read(rows, 20, 0.0))["terminal.run_length"] == 2.0
@@ -591,21 +604,21 @@ def some_table() -> tuple[ContextTable, npt.NDArray[np.int64]]:
     rows = table.rows_of(("a", "x"))
     for time in (0, 5_000, 9_000):
         table.add_transaction(rows, time, 2.0)
-    table.add_label(rows, 0, True, 2 * ORDINARY)
-    table.add_label(rows, 5_000, False, ORDINARY // 2)
-    table.add_label(rows, 9_000, True, ORDINARY)
+    table.add_label(rows, 0, True, fixed_ratios(2.0, 3.0))
+    table.add_label(rows, 5_000, False, fixed_ratios(0.5, 4.0))
+    table.add_label(rows, 9_000, True, USUAL)
     return table, rows
 
 
 def test_saved_rows_take_back_what_came_next() -> None:
     table, rows = some_table()
     before = table.read(rows, 20_000, 3.0).tolist()
-    assert before[-1] == 1.0
+    assert before[-2:] == [1.0, 1.0]
     saved = table.save_rows(rows)
     table.add_transaction(rows, 15_000, 1.0)
     table.correct_label(rows, 5_000, True)
-    table.add_label(rows, 15_000, False, ORDINARY)
-    assert table.read(rows, 20_000, 3.0)[-1] == 0.5
+    table.add_label(rows, 15_000, False, USUAL)
+    assert table.read(rows, 20_000, 3.0)[-2:].tolist() == [0.5, 1.0]
     table.restore_rows(saved)
     assert table.read(rows, 20_000, 3.0).tolist() == before
     # the log behind corrections is as it was, too
@@ -643,7 +656,7 @@ def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None
     table, rows = some_table()
     saved = table.save_rows(rows)
     if change == "taken back":
-        table.add_label(rows, 9_000, False, ORDINARY)
+        table.add_label(rows, 9_000, False, USUAL)
     before = [array.copy() for array in (table.newest[:3], table.sums[:3], table.run[:3])]
     lengths = [len(effects) for effects in table.effects]
     table.begin_cut()
@@ -652,7 +665,7 @@ def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None
     elif change == "older transaction":
         table.add_transaction(rows, 1_000, 1.0)
     elif change == "label":
-        table.add_label(rows, 9_000, True, ORDINARY)
+        table.add_label(rows, 9_000, True, USUAL)
     elif change == "correction":
         table.correct_label(rows, 9_000, False)
     elif change == "taken back":
@@ -683,10 +696,10 @@ def test_names_say_column_kind_and_half_life() -> None:
     assert spec.names()[-5:] == ["ip.honest_14d", *runs]
     with_user = replace(spec, half_lives=(DAY,), user=0)
     kinds = ["count_1d", "amount_1d", "amount_ratio", "fraud_1d", "honest_1d", *(name[3:] for name in runs)]
-    assert with_user.names()[:10] == [f"shop.{kind}" for kind in (*kinds, "run_least_ratio")]
+    assert with_user.names()[:11] == [f"shop.{kind}" for kind in (*kinds, "run_least_ratio", "run_least_lately")]
     only = replace(with_user, user=1, user_inputs=("ratio",))
-    assert only.names()[10:] == ["ip.amount_ratio"]
-    assert only.numbers_of(1) == slice(10, 11)
+    assert only.names()[11:] == ["ip.amount_ratio"]
+    assert only.numbers_of(1) == slice(11, 12)
 
 
 def test_spec_of_a_configuration() -> None:
@@ -756,6 +769,9 @@ def test_a_run_has_the_least_ratio_of_its_frauds_amounts_to_their_users_habits()
     least = [read["terminal.run_least_ratio"] for read in reads]
     assert least == [-1.0] * 5 + [pytest.approx(ratio, abs=2**-16) for ratio in (5.0, 3.0, 1.0)] + [-1.0]
     assert reads[8]["user.run_least_ratio"] == pytest.approx(5.0, abs=2**-16)
+    lately = [read["terminal.run_least_lately"] for read in reads[5:8]]
+    # ann: 48 / 2 over 8; bob: 16 / 2 over 4
+    assert lately == [pytest.approx(ratio, abs=2**-16) for ratio in (3.0, 2.0, 1.0)]
     assert not [name for name in replace(spec, user=None).names() if "least" in name]
 
 
@@ -780,16 +796,16 @@ def test_an_ended_run_leaves_its_ratio_and_a_correction_takes_over_that_of_what_
     table = ContextTable(HAND_LEAST)
     at = table.rows_of(("t",))
     table.add_transaction(at, 7, 1.0)
-    table.add_label(at, 7, False, 2 * ORDINARY)
-    table.add_label(at, 7, False, 4 * ORDINARY)
+    table.add_label(at, 7, False, fixed_ratios(2.0, 5.0))
+    table.add_label(at, 7, False, fixed_ratios(4.0, 3.0))
     table.correct_label(at, 7, True)
-    assert table.read(at, 9, 0.0)[-1] == 4.0
+    assert table.read(at, 9, 0.0)[-2:].tolist() == [4.0, 3.0]
     table.correct_label(at, 7, True)
-    assert table.read(at, 9, 0.0)[-1] == 2.0
+    assert table.read(at, 9, 0.0)[-2:].tolist() == [2.0, 3.0]
     table.correct_label(at, 7, False)
-    assert table.read(at, 9, 0.0)[-1] == 4.0
+    assert table.read(at, 9, 0.0)[-2:].tolist() == [4.0, 3.0]
     table.correct_label(at, 7, True)
-    assert table.read(at, 9, 0.0)[-1] == 2.0
+    assert table.read(at, 9, 0.0)[-2:].tolist() == [2.0, 3.0]
 
 
 @pytest.mark.parametrize("inputs", [("run",), ("ratio",), ("amount", "ratio", "honest"), ("count", "fraud", "run")])

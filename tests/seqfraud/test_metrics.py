@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, against slow references, and on cases done by hand."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -613,3 +614,22 @@ def test_figures_that_need_a_column_are_none_without_it() -> None:
 def test_unusable_input_is_refused_by_name(call: Callable[[], object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_calibration_in_the_large_is_what_brings_the_expected_frauds_to_those_that_came() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(-3, 2, 5_000)
+    label = (rng.random(5_000) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+    exact = metrics.calibration_in_the_large(label, 1 / (1 + np.exp(-logit)))
+    assert exact is not None and abs(exact) < 0.15
+    for off in (-2.5, 1.0):
+        found = metrics.calibration_in_the_large(label, 1 / (1 + np.exp(-(logit + off))))
+        assert found == pytest.approx(exact - off, abs=1e-6)
+        added = 1 / (1 + np.exp(-(logit + off + found)))
+        assert added.sum() == pytest.approx(label.sum(), rel=1e-9)
+    # the slope is not its business
+    flat = metrics.calibration_in_the_large(label, np.full(5_000, 0.5))
+    assert flat == pytest.approx(math.log(label.mean() / (1 - label.mean())), abs=1e-9)
+    assert metrics.calibration_in_the_large(np.zeros(3), np.full(3, 0.5)) is None
+    assert metrics.calibration_in_the_large(np.ones(3), np.full(3, 0.5)) is None
+    assert metrics.calibration_in_the_large([1, 0], [1.0, 0.0]) == pytest.approx(0.0, abs=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.calibrate import RIDGE, SMALLEST_SCALE, platt
+from training.calibrate import RIDGE, SMALLEST_SCALE, Kind, calibrated, platt
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -93,3 +93,19 @@ def test_hardly_any_rows_stay_near_the_module_as_trained() -> None:
     """Two events say little: the smoothed targets are 1/3 and 2/3."""
     scale, shift = platt(np.array([-2.0, 2.0]), np.array([0, 1], dtype=np.int8))
     assert sigmoid(np.array([2 * scale + shift]))[0] == pytest.approx(2 / 3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("none", (1.0, 0.0)), ("scale", (0.5, 0.0)), ("shift", (1.0, -2.0)), ("platt", (0.5, -2.0))]
+)
+def test_only_what_the_kind_names_is_fitted(kind: Kind, expected: tuple[float, float]) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 1.5, 40_000)
+    label = (rng.random(40_000) < 1 / (1 + np.exp(-truth))).astype(np.int8)
+    scale, shift = expected
+    assert calibrated(kind, (truth - shift) / scale, label) == pytest.approx(expected, abs=0.05)
+
+
+def test_a_scale_alone_never_turns_the_ranking_round() -> None:
+    logit = np.array([-2.0, -1.0, 1.0, 2.0])
+    assert calibrated("scale", logit, np.array([1, 1, 0, 0], dtype=np.int8))[0] > 0
