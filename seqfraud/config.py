@@ -524,7 +524,7 @@ def _check_decision(config: Config, source: str) -> None:
         )
     if decision.by == "cost":
         if not decision.review_cost:
-            refuse("review_cost", f'expected more than 0, got {decision.review_cost}; by = "cost" needs it')
+            refuse("review_cost", 'expected more than 0; by = "cost" needs it')
         if not decision.insult_cost and not decision.insult_share:
             refuse("insult_cost", 'missing, and insult_share too; by = "cost" needs one of them above 0')
         if decision.fraud_cost in (None, 0) and decision.fraud_share == 0:

@@ -175,13 +175,13 @@ class Policy:
         """
         # Against a float32 scalar numpy would round the threshold to float32 before it compares.
         probability = float(probability)
-        known = amount is not None and not math.isnan(amount)
-        if self.costs is not None and known:
-            return self.costs.decide(probability, float(amount))  # type: ignore[arg-type]
+        amount = math.nan if amount is None else float(amount)
+        if self.costs is not None and not math.isnan(amount):
+            return self.costs.decide(probability, amount)
         if probability >= self.thresholds.decline:
             return "decline"
-        if self.review_loss is not None and known:
-            loss = probability * (float(amount) if amount > 0 else 0.0)  # type: ignore[operator, arg-type]
+        if self.review_loss is not None and not math.isnan(amount):
+            loss = probability * (amount if amount > 0 else 0.0)
             return "approve" if loss < self.review_loss else "review"
         return "approve" if probability < self.thresholds.review else "review"
 

@@ -242,7 +242,7 @@ def test_ranges(section: str, key: str, good: tuple[str, ...], bad: tuple[str, .
             "by = 'cost'\ndecline_precision = 0.5",
             'decision.decline_precision: has no effect with by = "cost"; it belongs to by = "thresholds" or "budget"',
         ),
-        ("by = 'cost'\ninsult_cost = 2", "decision.review_cost: expected more than 0, got None"),
+        ("by = 'cost'\ninsult_cost = 2", "decision.review_cost: expected more than 0; by ="),
         ("by = 'cost'\nreview_cost = 2", "decision.insult_cost: missing, and insult_share too"),
         (
             "by = 'cost'\nreview_cost = 2\ninsult_cost = 2\nfraud_share = 0",

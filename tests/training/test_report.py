@@ -15,18 +15,19 @@ import pytest
 from seqfraud.choosing import Choice
 from seqfraud.config import parse_config
 from seqfraud.metrics import CalibrationBin
-from seqfraud.policy import NEVER, Policy, Thresholds
+from seqfraud.policy import NEVER, Costs, Policy, Thresholds
 from training.prepare import Prepared, prepare
 from training.report import (
     Baselines,
     ReportContent,
+    percent,
     pooled,
     read_baselines,
     render_report,
     report_content,
     write_report,
 )
-from training.report_data import Bin, amount_bands, assess, history_bands, wilson
+from training.report_data import Bin, amount_bands, assess, history_bands, money_text, wilson
 from training.run import measure_worth, qualities
 from training.worth import described_choice, scored_days
 
@@ -276,6 +277,69 @@ def test_figures_are_those_of_metrics_json(run: Made, page: Page, tmp_path: Path
     assert choice[-1].startswith(flagged)
     assert f"{100 * test['recall']:.1f} %" in choice[-1]
     assert "Better than every baseline" in page.text
+
+
+def test_what_decisions_are_worth_stands_there_for_both_parts(run: Made, page: Page) -> None:
+    worth = run.metrics["worth"]
+    for part in ("validation", "test"):
+        header, *rows = page.tables[f"worth-{part}"]
+        policies = worth[part]["policies"]
+        assert [row[0] for row in rows] == list(policies)
+        assert list(policies)[:2] == ["no model", "this policy"]
+        assert len(policies) > 2, "and something to compare it with"
+        for row, of in zip(rows, policies.values(), strict=True):
+            assert len(row) == len(header)
+            assert row[1].startswith(f"{of['alerts']:,.1f}")
+            assert row[8].startswith(money_text(of["cost"]["estimate"]))
+    mine = worth["test"]["policies"]["this policy"]["saved"]
+    assert f"it saves {money_text(mine['estimate'])} a day" in page.text
+    assert "[decision] names no costs" in page.text
+
+
+@pytest.mark.parametrize(
+    ("decision", "policy", "words"),
+    [
+        (
+            'by = "budget"\nalerts_per_day = 9\ndeclines_per_day = 2',
+            Policy(Thresholds(0.5, 0.4, 0.9), review_loss=5.0),
+            [
+                "an expected loss of 5.00",
+                "a mean of 9 alerts a day",
+                "a mean of 2 declines a day",
+                "a budget of 9 alerts",
+            ],
+        ),
+        (
+            'by = "cost"\nreview_cost = 2\ninsult_share = 0.5',
+            Policy(Thresholds(0.5, 0.4, 0.9), costs=Costs(2.0, insult_share=0.5, margin=2.0)),
+            [
+                "margin",
+                "1, unless another cost less",
+                "review from 0.4000",
+                "a review 2.00",
+                "declined 0.5 × its amount",
+            ],
+        ),
+        (
+            "review = 0.4\ndecline = 0.9",
+            Policy(Thresholds(0.5, 0.4, 0.9)),
+            ["Decided is by thresholds", "0.4000 given", "0.9000 given"],
+        ),
+    ],
+)
+def test_what_decides_is_said_with_what_it_took_in(run: Made, decision: str, policy: Policy, words: list[str]) -> None:
+    prepared = replace(run.prepared, config=parse_config(f"{CONFIG}[decision]\n{decision}\n", "test"))
+    metrics = {**run.metrics, "worth": measure_worth(prepared, run.probability, policy, {})}
+    page = shown(content(replace(run, prepared=prepared, policy=policy, metrics=metrics)))
+    shown_words = " ".join(" ".join(part.split()) for row in page.tables["choice-table"] for part in row) + page.text
+    for one in words:
+        assert one in shown_words, one
+    arrival = prepared.encoded.arrival[prepared.rows.test]
+    amount = prepared.table.amount()
+    assert amount is not None
+    acts = policy.decide_many(run.probability[prepared.rows.test], amount[arrival]) > 0
+    row = next(row for row in page.tables["choice-table"] if row[0] in ("review from", "review or decline"))
+    assert row[-1].startswith(percent(float(acts.mean())))
 
 
 def test_segments_add_up(run: Made) -> None:

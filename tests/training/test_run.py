@@ -270,7 +270,7 @@ def test_evaluation_gives_the_figures_of_the_training(
     monkeypatch.chdir(tmp_path)
     moved = spoil(trained, tmp_path / "elsewhere")
     evaluated = evaluate_run(load_run(moved), None, "cpu")
-    parts = ("split", "rows", "cleaning", "validation", "test")
+    parts = ("split", "rows", "cleaning", "worth", "validation", "test")
     assert evaluated == {name: trained.metrics[name] for name in parts}
 
 
