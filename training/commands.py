@@ -124,6 +124,7 @@ def train(
     if select:
         chosen = metrics["selection"]
         print(f"kept: {', '.join(chosen['kept'])}; dropped: {', '.join(chosen['dropped']) or 'nothing'}")
+    print_saved(metrics)
     print(f"best epoch {metrics['best_epoch']} of {len(metrics['epochs'])}; run folder: {folder}")
 
 
@@ -145,6 +146,7 @@ def evaluate(
         print_json(metrics)
     else:
         print_figures(metrics)
+        print_saved(metrics)
 
 
 def decide(
@@ -256,6 +258,17 @@ def epochs_bar(quiet: bool) -> Iterator[Progress]:
             shown.show(100 * share, f"epoch {epoch + 1}  {events:,} events{figures}")
 
         yield progress
+
+
+def print_saved(metrics: dict[str, Any]) -> None:
+    """What the policy saves on the test days, where there are some."""
+    if "test" in metrics["worth"]:
+        policies = metrics["worth"]["test"]["policies"]
+        saved, without = policies["this policy"]["saved"], policies["no model"]["cost"]["estimate"]
+        print(
+            f"on the test days its decisions save {saved['estimate']:,.0f} of {without:,.0f} a day (95 %: {saved['low']:,.0f} to "
+            f"{saved['high']:,.0f}), {policies['this policy']['alerts']:,.1f} alerts a day"
+        )
 
 
 def print_worth(metrics: dict[str, Any]) -> None:
