@@ -8,6 +8,7 @@ from benchmarks.processes import DATA, RESULTS, ROOT
 
 RUNS: dict[str, tuple[list[str], str | None]] = {
     "chain": (["benchmarks.chain"], None),
+    "decisions": (["benchmarks.decisions"], "handbook.parquet"),
     "edge": (["benchmarks.edge"], None),
     "http_floor": (["benchmarks.http_floor"], None),
     "identifiers": (["benchmarks.identifiers"], None),

@@ -12,7 +12,7 @@ from seqfraud.bundle import Bundle, LabelSource, Manifest, Parity, ServeDefaults
 from seqfraud.config import Config
 from seqfraud.context import context_spec
 from seqfraud.graph import gru_graph
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy, Thresholds
 from seqfraud.schema import schema_of
 from seqfraud.vocabulary import Vocabulary
 
@@ -152,7 +152,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         graph=graph,
         missing=(*missing, *places),
         calibration={"method": "none"},
-        thresholds=Thresholds(is_fraud=0.6, review=0.4, decline=0.8),
+        policy=Policy(Thresholds(is_fraud=0.6, review=0.4, decline=0.8)),
         serve=ServeDefaults(config.serve.window, config.serve.max_batch),
         fingerprint={},
         metrics={},

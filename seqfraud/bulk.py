@@ -1,6 +1,7 @@
 """Score a whole file in arrival order with sequence.onnx, states carried within each user."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from seqfraud.bundle import Bundle, LabelSource
 from seqfraud.cleaning import clean
 from seqfraud.config import CleaningConfig, DataConfig, Duration
 from seqfraud.files import replaced_file
-from seqfraud.policy import DECISIONS, Thresholds, decide_many, flag_many
+from seqfraud.policy import DECISIONS, Policy, flag_many
 from seqfraud.reading import column_names, read_transactions
 from seqfraud.runtime import SequenceGraph, initial_states, next_states
 from seqfraud.schema import Schema
@@ -22,6 +23,21 @@ from seqfraud.table import Transactions
 
 USERS = 256
 EVENTS = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N scored transactions in arrival order.
+
+    Attributes:
+        ids: texts [N].
+        probability: float32 [N].
+        amount: float64 [N], NaN where missing; None where no amount is declared.
+    """
+
+    ids: Sequence[str]
+    probability: npt.NDArray[np.float32]
+    amount: npt.NDArray[np.float64] | None
 
 
 def read_for(
@@ -69,13 +85,14 @@ def score_encoded(
     return out
 
 
-def write_scores(out: Path, ids: Sequence[str], probability: npt.NDArray[np.float32], thresholds: Thresholds) -> int:
+def write_scores(out: Path, scored: Scores, policy: Policy) -> int:
     """Write transaction_id, fraud_probability, is_fraud, decision as Parquet; how many are flagged."""
-    flagged, decisions = flag_many(probability, thresholds), decide_many(probability, thresholds)
+    flagged = flag_many(scored.probability, policy.thresholds)
+    decisions = policy.decide_many(scored.probability, scored.amount)
     scores = pa.table(
         {
-            "transaction_id": pa.array(ids, pa.string()),
-            "fraud_probability": pa.array(probability),
+            "transaction_id": pa.array(scored.ids, pa.string()),
+            "fraud_probability": pa.array(scored.probability),
             "is_fraud": pa.array(flagged),
             "decision": pa.DictionaryArray.from_arrays(pa.array(decisions), pa.array(DECISIONS)),
         }

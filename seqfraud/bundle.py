@@ -22,12 +22,14 @@ from seqfraud.errors import BundleError, ConfigError
 from seqfraud.files import replaced_file
 from seqfraud.graph import GraphSpec
 from seqfraud.onnxfile import check_graph
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy, Thresholds
 from seqfraud.schema import Schema
 from seqfraud.signature import SIGNATURE, SIGNATURE_BYTES, SigningKey, TrustedKeys, require_signature
 from seqfraud.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 had no `decision`: by thresholds."""
 SEQUENCE = "sequence.onnx"
 STEP = "step.onnx"
 REFERENCE = "reference.npz"
@@ -77,7 +79,7 @@ class Manifest:
     missing: tuple[str, ...]
     """Numeric inputs that may be missing."""
     calibration: Mapping[str, Any]
-    thresholds: Thresholds
+    policy: Policy
     serve: ServeDefaults
     fingerprint: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -85,6 +87,11 @@ class Manifest:
     parity: Parity
     cleaning: CleaningConfig = CleaningConfig()
     identifiers: IdentifiersConfig = field(default_factory=IdentifiersConfig)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Those of the policy."""
+        return self.policy.thresholds
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, without the files and the id."""
@@ -111,7 +118,7 @@ class Manifest:
             },
             "missing": list(self.missing),
             "calibration": dict(self.calibration),
-            "thresholds": self.thresholds.as_dict(),
+            **self.policy.as_dict(),
             "serve": asdict(self.serve),
             "fingerprint": dict(self.fingerprint),
             "metrics": dict(self.metrics),
@@ -145,7 +152,7 @@ class Manifest:
                 graph=GraphSpec.from_dict(raw["graph"]),
                 missing=tuple(raw["missing"]),
                 calibration=raw["calibration"],
-                thresholds=Thresholds.from_dict(raw["thresholds"]),
+                policy=Policy.from_dict(raw if raw["format"] != 1 else {**raw, "decision": {"by": "thresholds"}}),
                 serve=ServeDefaults(int(raw["serve"]["window"]), int(raw["serve"]["max_batch"])),
                 fingerprint=raw["fingerprint"],
                 metrics=raw["metrics"],
@@ -238,8 +245,9 @@ def _open(path: Path, folder: int, trusted: TrustedKeys | None) -> Bundle:
     if trusted is not None:
         signer = require_signature(content, _read(folder, SIGNATURE, SIGNATURE_BYTES), trusted)
     raw = parse_manifest(content)
-    if raw.get("format") != FORMAT or isinstance(raw["format"], bool | float):
-        raise BundleError(f"manifest: format {raw.get('format')!r:.80}; this version reads format {FORMAT}")
+    form = raw.get("format")
+    if form not in READS or isinstance(form, bool | float):
+        raise BundleError(f"manifest: format {form!r:.80}; this version reads format {READS[0]} to {READS[-1]}")
     claimed = raw.pop("id", None)
     if claimed != content_id(raw):
         raise BundleError(f"the manifest was changed: its id is {claimed!r:.80}, its content's {content_id(raw)!r}")
@@ -257,7 +265,11 @@ def _open(path: Path, folder: int, trusted: TrustedKeys | None) -> Bundle:
         manifest.serve.window,
         manifest.serve.max_batch,
     )
-    require_same(raw, manifest.as_dict())
+    if manifest.policy.by != "thresholds" and manifest.schema.amount is None:
+        raise BundleError(
+            f"manifest: decision.by: {manifest.policy.by!r} needs an amount; schema.amount names no column"
+        )
+    require_same(raw, {**manifest.as_dict(), "format": form})
     contents = {name: _read_described(folder, name, files[name]) for name in FILES}
     features = graph.numeric + graph.context + graph.categorical + CLOCK_FEATURES
     inputs, outputs = [*graph.sequence_inputs(), *graph.state_inputs()], graph.state_outputs()

@@ -29,6 +29,7 @@ COMMANDS = {
     "init": Command("training.commands", "init", "Look at a file and propose a commented configuration."),
     "train": Command("training.commands", "train", "Train by a configuration; writes a run folder."),
     "evaluate": Command("training.commands", "evaluate", "Figures of a run, on its own or on other data."),
+    "decide": Command("training.commands", "decide", "Choose a run's decisions again, by a changed [decision]."),
     "importance": Command("training.commands", "importance", "What a run uses: each input permuted in turn."),
     "baselines": Command("training.commands", "baselines", "Models without a sequence on the same rows, compared."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),

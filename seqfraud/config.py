@@ -205,11 +205,41 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """How probabilities become decisions, chosen on the validation days."""
+    """How probabilities and amounts become decisions; what is left open is chosen on the validation days.
 
+    Amounts and costs are in the unit of `data.amount`.
+    """
+
+    by: Literal["thresholds", "budget", "cost"] = "thresholds"
     alert_share: float | None = None
-    """Share of transactions to review or decline; left out: the threshold with the best F1."""
-    decline_precision: float = 0.9
+    """Share of transactions to review or decline; with `review` left out too: the threshold with the best F1."""
+    review: float | None = None
+    """Review from this probability on."""
+    decline: float | None = None
+    """Decline from this probability on."""
+    decline_precision: float | None = None
+    """Decline where at least this share is fraud; 0.9 where nothing else says what is declined."""
+    alerts_per_day: float | None = None
+    """Transactions to review or decline, on average over the days."""
+    declines_per_day: float | None = None
+    """So many of them are declined."""
+    rank: Literal["probability", "money"] | None = None
+    """What the budget goes to: the highest probabilities, or the highest probability x amount; left out: whichever has
+    more fraud money in its alerts on the validation days."""
+    review_cost: float | None = None
+    """Of looking at one transaction."""
+    insult_cost: float | None = None
+    """Of declining an honest one, and in addition"""
+    insult_share: float | None = None
+    """this share of its amount."""
+    fraud_cost: float | None = None
+    """Of a fraud that goes through, such as the fee of a chargeback (0), and in addition"""
+    fraud_share: float | None = None
+    """this share of its amount (1)."""
+    review_catches: float | None = None
+    """Share of the frauds that a review recognises (1)."""
+    margin: float | None = None
+    """An alert has to promise so many times what it costs; left out: 1, unless the validation days say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -397,12 +427,7 @@ def _check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: {name}: expected more than 0, got {value}")
     if not 0 <= config.cleaning.most_dropped <= 1:
         raise ConfigError(f"{source}: cleaning.most_dropped: expected 0 to 1, got {config.cleaning.most_dropped}")
-    for name, share in (
-        ("alert_share", config.decision.alert_share),
-        ("decline_precision", config.decision.decline_precision),
-    ):
-        if share is not None and not 0 < share <= 1:
-            raise ConfigError(f"{source}: decision.{name}: expected above 0 to 1, got {share}")
+    _check_decision(config, source)
     weight = config.training.positive_weight
     if isinstance(weight, float) and not weight > 0:
         raise ConfigError(f"{source}: training.positive_weight: expected more than 0, got {weight}")
@@ -443,6 +468,67 @@ def _check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: split.test_start is before split.train_end")
         if split.test_end is not None and split.test_end <= (split.test_start or split.train_end):
             raise ConfigError(f"{source}: split.test_end is not after split.test_start")
+
+
+_DECIDING = {
+    "alert_share": ("thresholds",),
+    "review": ("thresholds",),
+    "decline": ("thresholds", "budget"),
+    "decline_precision": ("thresholds", "budget"),
+    "alerts_per_day": ("budget",),
+    "declines_per_day": ("budget",),
+    "rank": ("budget",),
+    "margin": ("cost",),
+}
+"""Which keys of [decision] belong to which `by`. Costs are for all: where they do not decide, the report counts in them."""
+_ONE_OF = (("review", "alert_share"), ("decline", "decline_precision", "declines_per_day"))
+
+
+def _check_decision(config: Config, source: str) -> None:
+    decision = config.decision
+    given = {f.name: value for f in fields(decision) if (value := getattr(decision, f.name)) is not None}
+
+    def refuse(name: str, problem: str) -> typing.NoReturn:
+        raise ConfigError(f"{source}: decision.{name}: {problem}")
+
+    for name, value in given.items():
+        if name in ("alert_share", "review", "decline", "decline_precision") and not 0 < value <= 1:
+            refuse(name, f"expected above 0 to 1, got {value}")
+        if name in ("alerts_per_day", "declines_per_day") and not 0 < value < 1e12:
+            refuse(name, f"expected more than 0, got {value}")
+        if name in ("review_cost", "insult_cost", "fraud_cost") and not 0 <= value <= 1e12:
+            refuse(name, f"expected an amount of money, 0 to 1e12, got {value}")
+        if name in ("insult_share", "fraud_share") and not 0 <= value <= 1000:
+            refuse(name, f"expected a share of the amount, 0 to 1000, got {value}")
+        if name == "review_catches" and not 0 < value <= 1:
+            refuse(name, f"expected above 0 to 1, got {value}")
+        if name == "margin" and not 0.001 <= value <= 1000:
+            refuse(name, f"expected 0.001 to 1000, got {value}")
+        if decision.by not in _DECIDING.get(name, (decision.by,)):
+            where = " or ".join(f'"{by}"' for by in _DECIDING[name])
+            refuse(name, f'has no effect with by = "{decision.by}"; it belongs to by = {where}')
+    for names in _ONE_OF:
+        if len(both := [name for name in names if name in given]) > 1:
+            refuse(both[0], f"given together with decision.{both[1]}; expected one of them")
+    if decision.review is not None and decision.decline is not None and decision.review > decision.decline:
+        refuse("review", f"expected at most decision.decline, which is {decision.decline}, got {decision.review}")
+    if decision.by == "budget":
+        if decision.alerts_per_day is None:
+            refuse("alerts_per_day", 'missing; by = "budget" needs it')
+        if decision.declines_per_day is not None and decision.declines_per_day > decision.alerts_per_day:
+            refuse("declines_per_day", f"expected at most decision.alerts_per_day, which is {decision.alerts_per_day}")
+    if config.data.amount is None and (decision.by == "cost" or decision.rank == "money"):
+        what = 'by = "cost"' if decision.by == "cost" else 'rank = "money"'
+        raise ConfigError(
+            f"{source}: decision: {what} needs the amount of a transaction; name its column in data.amount"
+        )
+    if decision.by == "cost":
+        if not decision.review_cost:
+            refuse("review_cost", 'expected more than 0; by = "cost" needs it')
+        if not decision.insult_cost and not decision.insult_share:
+            refuse("insult_cost", 'missing, and insult_share too; by = "cost" needs one of them above 0')
+        if decision.fraud_cost in (None, 0) and decision.fraud_share == 0:
+            refuse("fraud_share", "expected more than 0 where fraud_cost is not: then no fraud would cost anything")
 
 
 def _check_identifiers(config: Config, source: str) -> None:

@@ -697,6 +697,24 @@ def paired_bootstrap(
     return _paired(estimate, values, level) if len(values) else None
 
 
+def bootstrap_sums(
+    values: ArrayLike, group: ArrayLike, *, rounds: int = 200, seed: int = 0, level: float = 0.95
+) -> list[Interval]:
+    """Sums over N rows of each column of `values` [N, M], all on the same draws of groups; see `bootstrap_interval`.
+
+    For differences give their rows as a column: then they are paired.
+    """
+    _require_positive(rounds, "rounds")
+    columns = np.asarray(values, dtype=np.float64)
+    groups, group_count = _as_codes(group, len(columns), "group")
+    sums = np.stack([np.bincount(groups, weights=c, minlength=group_count) for c in columns.T], axis=1)
+    drawn = _resampled(lambda weight: (weight[:, None] * sums).sum(axis=0), group_count, rounds, seed)
+    return [
+        Interval(float(sums[:, i].sum()), *_percentiles(drawn[:, i], level), level, rounds)
+        for i in range(columns.shape[1])
+    ]
+
+
 @dataclass(frozen=True)
 class Part:
     """One of several sets of rows whose figures are averaged, such as a fold; N differs between parts.

@@ -39,7 +39,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
         float | None, _said("Calibrated; null where the answer is degraded.", minimum=0, maximum=1)
     ]
     is_fraud: Annotated[bool, _said("The probability reaches the threshold chosen on validation days.")]
-    decision: Annotated[Decision, _said("By the thresholds of the deployment.")]
+    decision: Annotated[Decision, _said("By the policy of the deployment, from probability and amount.")]
     reasons: Annotated[list[str], _said("Empty for now.")]
     model: Annotated[str, _said("Identifies the bundle that scored.")]
     history: Annotated[int, _said("Accepted transactions of the user ordered before this one.", minimum=0)]
@@ -99,6 +99,7 @@ class ModelInForce(msgspec.Struct):
     identifiers: IdentifiersConfig
     context: ContextSpec
     thresholds: Thresholds
+    decision: Annotated[dict[str, Any], _said("What decides: `by`, and its numbers.")]
     metrics: dict[str, Any]
     versions: Annotated[dict[str, str], _said("Of the libraries that made the bundle.")]
     shadow: Annotated[list[str], _said("Challengers; none for now.")]

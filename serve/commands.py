@@ -102,7 +102,7 @@ def score(
 
     Example: seqfraud score bundle transactions.parquet --out scores.parquet
     """
-    from seqfraud.bulk import read_with_report, score_table, write_scores
+    from seqfraud.bulk import Scores, read_with_report, score_table, write_scores
     from seqfraud.identifiers import Identifiers, read_key
 
     if (data is None) == (state is None):
@@ -115,7 +115,7 @@ def score(
     if state is not None:
         from serve.offline import score_journal
 
-        ids, probability = score_journal(opened, state, threads)
+        scored = score_journal(opened, state, threads)
     else:
         assert data is not None
         table, summary["cleaning"] = read_with_report(opened, data)
@@ -123,11 +123,12 @@ def score(
         with bar("scoring", len(table)) as progress:
             probability = score_table(opened, table, threads, progress.advance)
         ids = Identifiers(table.schema, opened.manifest.identifiers, key).table(table).id_texts()
-    flagged = write_scores(out, ids, probability, opened.manifest.thresholds)
+        scored = Scores(ids, probability, table.amount())
+    flagged = write_scores(out, scored, opened.manifest.policy)
     if json:
-        print_json({**summary, "rows": len(ids), "is_fraud": flagged, "out": str(out)})
+        print_json({**summary, "rows": len(scored.ids), "is_fraud": flagged, "out": str(out)})
     else:
-        print(f"{len(ids):,} transactions scored with {opened.id}, {flagged:,} flagged: {out}")
+        print(f"{len(scored.ids):,} transactions scored with {opened.id}, {flagged:,} flagged: {out}")
 
 
 def load(

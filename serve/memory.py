@@ -111,16 +111,16 @@ class Memory:
 
     def fold(
         self, records: Iterable[Record], as_recorded: Callable[[str], bool], graph: SequenceGraph
-    ) -> Iterator[tuple[list[str], Float32]]:
+    ) -> Iterator[tuple[list[Transaction], Float32]]:
         """Take many records in order, users' histories in batches through the graph.
 
         Args:
             as_recorded: by bundle id, whether contexts are the recorded ones.
 
         Yields:
-            Ids of some transactions in order, and what the model says of each at its place.
+            Some transactions in order, and what the model says of each at its place.
         """
-        block: list[tuple[str, int, Taken]] = []
+        block: list[tuple[int, Taken]] = []
         for record in records:
             if isinstance(record, LabelRecord):
                 self.hear(record)
@@ -128,22 +128,22 @@ class Memory:
                 continue
             taken = self.take(record, as_recorded(record.bundle))
             self.settle(record.seq, taken.transaction, taken.rows)
-            block.append((record.id, self.users.slot(taken.transaction.user), taken))
+            block.append((self.users.slot(taken.transaction.user), taken))
             if len(block) == BLOCK:
                 yield self._fold_block(block, graph)
                 block = []
         if block:
             yield self._fold_block(block, graph)
 
-    def _fold_block(self, block: list[tuple[str, int, Taken]], graph: SequenceGraph) -> tuple[list[str], Float32]:
+    def _fold_block(self, block: list[tuple[int, Taken]], graph: SequenceGraph) -> tuple[list[Transaction], Float32]:
         numeric = self.users.spec.numeric
-        transactions = [taken.transaction for _, _, taken in block]
+        transactions = [taken.transaction for _, taken in block]
         integers = [(t.time, *t.categories) for t in transactions]
         numbers = np.array([t.numbers[:numeric] for t in transactions], dtype=np.float32).reshape(len(block), numeric)
-        context = np.stack([taken.context for _, _, taken in block])
+        context = np.stack([taken.context for _, taken in block])
         events = Events(
-            slot=np.array([slot for _, slot, _ in block], dtype=np.int64),
+            slot=np.array([slot for slot, _ in block], dtype=np.int64),
             integers=np.array(integers, dtype=np.int64),
             values=np.concatenate([numbers, context], axis=1),
         )
-        return [identity for identity, _, _ in block], fold_many(self.users, graph, events)
+        return transactions, fold_many(self.users, graph, events)

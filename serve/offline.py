@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from seqfraud.bulk import Scores
 from seqfraud.bundle import Bundle
 from seqfraud.errors import RunError
 from seqfraud.runtime import SequenceGraph
@@ -43,8 +43,8 @@ class Labelled:
         return self._by_seq[seq]
 
 
-def score_journal(bundle: Bundle, state: Path, threads: int = 2) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Ids of every accepted transaction in arrival order, and its probability float32 [N] by this bundle.
+def score_journal(bundle: Bundle, state: Path, threads: int = 2) -> Scores:
+    """Every accepted transaction in arrival order, scored by this bundle.
 
     Raises:
         RunError: there is no journal, it is damaged, or not what the bundle can score.
@@ -56,11 +56,13 @@ def score_journal(bundle: Bundle, state: Path, threads: int = 2) -> tuple[list[s
     memory = Memory(bundle, labelled)
     graph = SequenceGraph(bundle.sequence, bundle.manifest.graph, threads)
     ids: list[str] = []
+    amounts: list[float | None] = []
     parts = [np.zeros(0, dtype=np.float32)]
     for some, probability in memory.fold(labelled.watched(_records(folder, bundle)), lambda _: False, graph):
-        ids += some
+        ids += [transaction.id for transaction in some]
+        amounts += map(memory.decoder.amount_of, some)
         parts.append(probability)
-    return ids, np.concatenate(parts)
+    return Scores(ids, np.concatenate(parts), np.array(amounts, dtype=np.float64))
 
 
 def _records(folder: Path, bundle: Bundle) -> Iterator[Record]:

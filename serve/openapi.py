@@ -15,10 +15,9 @@ from seqfraud.bundle import Bundle, Manifest
 from seqfraud.canonical import spell_time
 from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
-from seqfraud.policy import decide
 from seqfraud.schema import Schema
 from serve.answers import Answer, GivenAnswer, GivenLabel, LabelCounts, ModelInForce, Refusal, State, UserHistory
-from serve.decoding import Label, Limits, TransactionDecoder, decode_labels
+from serve.decoding import Label, Limits, Transaction, TransactionDecoder, decode_labels
 from serve.keys import LABEL, OPEN, SCORE, Roles
 
 __all__ = ["OPERATIONS", "ROLES", "Operation", "describe", "example_transactions"]
@@ -547,7 +546,7 @@ class _Examples:
         full = transactions["full"]
         self._posted = {name: decoder.decode(msgspec.json.encode(row)) for name, row in transactions.items()}
         transaction = self._posted["full"]
-        answer = msgspec.to_builtins(_example_answer(transaction.id, bundle))
+        answer = msgspec.to_builtins(_example_answer(transaction, bundle, decoder))
         refused = {k: v for k, v in full.items() if k != manifest.schema.user}
         self._unreadable = _error_of(lambda: decoder.decode(b"{" + msgspec.json.encode(manifest.schema.user)))
         self._wrong_field = _error_of(lambda: decoder.decode(msgspec.json.encode(refused)))
@@ -569,7 +568,7 @@ class _Examples:
                 "now": {"summary": "Known now", "value": [{"transaction_id": transaction.id, "is_fraud": False}]},
             },
         }
-        second = msgspec.to_builtins(_example_answer(self._posted["least"].id, bundle)) | {"history": 1}
+        second = msgspec.to_builtins(_example_answer(self._posted["least"], bundle, decoder)) | {"history": 1}
         self.answers: dict[str, Any] = {
             "score": answer,
             "scoreBatch": {"results": [answer, second, self._wrong_field]},
@@ -595,14 +594,14 @@ class _Examples:
 _EXAMPLE_LABEL = GivenLabel(True, 1_735_776_000_000, 1_735_776_000_250, "chargeback", "k7c2m4qa")
 
 
-def _example_answer(identity: str, bundle: Bundle) -> Answer:
-    thresholds = bundle.manifest.thresholds
+def _example_answer(transaction: Transaction, bundle: Bundle, decoder: TransactionDecoder) -> Answer:
+    policy = bundle.manifest.policy
     probability = 0.0125
     return Answer(
-        transaction_id=identity,
+        transaction_id=transaction.id,
         fraud_probability=probability,
-        is_fraud=probability >= thresholds.is_fraud,
-        decision=decide(probability, thresholds),
+        is_fraud=probability >= policy.thresholds.is_fraud,
+        decision=policy.decide(probability, decoder.amount_of(transaction)),
         reasons=[],
         model=bundle.id,
         history=0,

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from seqfraud.bundle import Bundle
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.identifiers import Identifiers
-from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.answers import Answer, GivenAnswer, GivenLabel
 from serve.capture import Capture
@@ -112,7 +111,7 @@ class Service:
         self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
-        self._thresholds = manifest.thresholds
+        self._policy = manifest.policy
         self._max_batch = manifest.serve.max_batch
         self._limits = Limits(inputs)
         self._spec = manifest.graph
@@ -425,8 +424,8 @@ class Service:
         return Answer(
             transaction_id=transaction.id,
             fraud_probability=scored.probability,
-            is_fraud=scored.probability >= self._thresholds.is_fraud,
-            decision=decide(scored.probability, self._thresholds),
+            is_fraud=scored.probability >= self._policy.thresholds.is_fraud,
+            decision=self._policy.decide(scored.probability, self.decoder.amount_of(transaction)),
             reasons=[],
             model=self.bundle.id,
             history=scored.history,
@@ -631,7 +630,7 @@ class Service:
                 "cleaning": msgspec.to_builtins(manifest.cleaning),
                 "identifiers": msgspec.to_builtins(manifest.identifiers),
                 "context": msgspec.to_builtins(manifest.context),
-                "thresholds": manifest.thresholds.as_dict(),
+                **manifest.policy.as_dict(),
                 "metrics": dict(manifest.metrics),
                 "versions": dict(manifest.versions),
                 "shadow": [],

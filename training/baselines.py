@@ -32,17 +32,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from seqfraud.choosing import choose_policy
 from seqfraud.files import replaced_file
 from seqfraud.metrics import average_precision, bootstrap_interval, paired_bootstrap
 from seqfraud.nn.baseline import COMPARISON, RowFeatures, RowSpec, row_names
 from seqfraud.nn.checkpoint import Run
-from seqfraud.policy import choose_thresholds
 from training.calibrate import platt
 from training.history import Features, history_features
 from training.loop import pick_device
 from training.portable import Portable, keep, sigmoid
 from training.prepare import Prepared, prepare
 from training.run import all_logits, calibrated, qualities, write_run_report
+from training.worth import validation_days
 
 TUNE_ROWS = 15_000
 FIT_ROWS = 100_000
@@ -272,18 +273,13 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
         all_fitted = list(pool.map(lambda family: fit_baseline(family, material, progress), FAMILIES))
     for family, fitted in zip(FAMILIES, all_fitted, strict=True):
         scores[family.name] = fitted.probability[test]
-        thresholds = choose_thresholds(
-            prepared.label[prepared.rows.validation],
-            fitted.probability[prepared.rows.validation],
-            decline_precision=run.config.decision.decline_precision,
-            alert_share=run.config.decision.alert_share,
-        )
-        figures = qualities(prepared, fitted.probability, thresholds)
+        policy = choose_policy(run.config.decision, validation_days(prepared, fitted.probability)).policy
+        figures = qualities(prepared, fitted.probability, policy.thresholds)
         if fitted.portable is not None:
-            keep(run.path, fitted.portable, prepared, fitted.probability, thresholds, figures)
+            keep(run.path, fitted.portable, prepared, fitted.probability, policy, figures)
         models[family.name] = {
             **fitted.details,
-            "thresholds": thresholds.as_dict(),
+            **policy.as_dict(),
             **figures,
             "interval": _plain(bootstrap_interval("average_precision", label, scores[family.name], users)),
             "gru_minus_this": _plain(
@@ -293,13 +289,13 @@ def run_baselines(run: Run, data: Path | None = None, progress: Progress | None 
     result = {
         "chosen_on": "validation rows",
         GRU: {
-            **qualities(prepared, gru, run.thresholds),
+            **qualities(prepared, gru, run.policy.thresholds),
             "interval": _plain(bootstrap_interval("average_precision", label, gru[test], users)),
         },
         "models": models,
     }
     _write(run.path, prepared, scores, result)
-    write_run_report(run.path, prepared, gru, run.metrics, run.thresholds)
+    write_run_report(run.path, prepared, gru, run.metrics, run.policy)
     return result
 
 

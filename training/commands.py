@@ -1,4 +1,4 @@
-"""`seqfraud simulate`, `init`, `train`, `evaluate`, `importance` and `baselines`."""
+"""`seqfraud simulate`, `init`, `train`, `evaluate`, `decide`, `importance` and `baselines`."""
 
 import sys
 from collections.abc import Iterator
@@ -124,6 +124,7 @@ def train(
     if select:
         chosen = metrics["selection"]
         print(f"kept: {', '.join(chosen['kept'])}; dropped: {', '.join(chosen['dropped']) or 'nothing'}")
+    print_saved(metrics)
     print(f"best epoch {metrics['best_epoch']} of {len(metrics['epochs'])}; run folder: {folder}")
 
 
@@ -145,6 +146,30 @@ def evaluate(
         print_json(metrics)
     else:
         print_figures(metrics)
+        print_saved(metrics)
+
+
+def decide(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Choose what a run decides again, by the [decision] of RUN/config.toml as it is now; nothing is trained.
+
+    Edit that section first. The choice is made on the run's validation days; the report says what it is worth there and on
+    the test days, and the next `seqfraud export` takes it along.
+
+    Example: seqfraud decide runs/demo
+    """
+    from seqfraud.nn.checkpoint import load_run
+    from training.run import decide_run
+
+    metrics = decide_run(load_run(run, decided=False), data, device)
+    if json:
+        print_json({name: metrics[name] for name in ("thresholds", "decision", "choice", "worth")})
+    else:
+        print_worth(metrics)
 
 
 def importance(
@@ -233,6 +258,38 @@ def epochs_bar(quiet: bool) -> Iterator[Progress]:
             shown.show(100 * share, f"epoch {epoch + 1}  {events:,} events{figures}")
 
         yield progress
+
+
+def print_saved(metrics: dict[str, Any]) -> None:
+    """What the policy saves on the test days, where there are some."""
+    if "test" in metrics["worth"]:
+        policies = metrics["worth"]["test"]["policies"]
+        saved, without = policies["this policy"]["saved"], policies["no model"]["cost"]["estimate"]
+        print(
+            f"on the test days its decisions save {saved['estimate']:,.0f} of {without:,.0f} a day (95 %: {saved['low']:,.0f} to "
+            f"{saved['high']:,.0f}), {policies['this policy']['alerts']:,.1f} alerts a day"
+        )
+
+
+def print_worth(metrics: dict[str, Any]) -> None:
+    """What the policies are worth a day, on validation and test days."""
+    print("decides by " + ", ".join(f"{name} {value}" for name, value in metrics["decision"].items()))
+    for tried in metrics["choice"]["tried"]:
+        chosen = "  chosen" if tried["chosen"] else ""
+        print(f"  {tried['setting']:24}{tried['per_day']:>12,.2f} {metrics['choice']['measured']}{chosen}")
+    for part in ("validation", "test"):
+        if part not in metrics["worth"]:
+            continue
+        print(
+            f"{part + ' days, a day':34}{'alerts':>9}{'declines':>10}{'fraud lost':>12}{'cost':>12}{'saved':>12}{'95 %':>24}"
+        )
+        for name, found in metrics["worth"][part]["policies"].items():
+            saved = found["saved"]
+            print(
+                f"{name:34}{found['alerts']:>9,.1f}{found['declines']:>10,.1f}{found['fraud_lost']:>12,.0f}"
+                f"{found['cost']['estimate']:>12,.0f}{saved['estimate']:>12,.0f}"
+                f"{saved['low']:>14,.0f} to{saved['high']:>7,.0f}"
+            )
 
 
 def print_figures(metrics: dict[str, Any]) -> None:

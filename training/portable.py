@@ -7,7 +7,7 @@ Letters: N encoded rows, n reference rows, D features.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from seqfraud.nn.baseline import Baseline, RowFeatures, RowSpec, inputs_id, row_names, write_baseline
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy
 from training.prepare import Prepared
 from training.run import fingerprint
 
@@ -63,7 +63,7 @@ def keep(
     portable: Portable,
     prepared: Prepared,
     probability: Floats,
-    thresholds: Thresholds,
+    policy: Policy,
     metrics: Mapping[str, Any],
 ) -> None:
     """Write baselines/NAME in the run folder; `probability` [N] is known in the validation rows."""
@@ -73,7 +73,8 @@ def keep(
         features=row_names(prepared.schema, prepared.context),
         bounds=portable.bounds,
         calibration={"method": "platt", "scale": portable.scale, "shift": portable.shift},
-        thresholds=thresholds,
+        policy=policy,
+        decided_by=asdict(prepared.config.decision),
         fingerprint=fingerprint(prepared, probability),
         metrics=metrics,
         versions={package: version(package) for package in ("scikit-learn", "skl2onnx")},

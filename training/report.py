@@ -19,10 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from seqfraud.config import DAY_MS, duration_words, parse_instant
+from seqfraud.choosing import DECLINE_PRECISION
+from seqfraud.config import DAY_MS, DecisionConfig, duration_words, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.metrics import Interval, precision_recall_curve
-from seqfraud.policy import NEVER
+from seqfraud.policy import NEVER, Costs
 from training.charts import (
     ABOVE,
     CARD,
@@ -51,6 +52,7 @@ from training.report_data import (
     Bin,
     Floats,
     Labels,
+    Mask,
     Miss,
     ReportContent,
     ScoredModel,
@@ -61,6 +63,7 @@ from training.report_data import (
     report_content,
     wilson,
 )
+from training.worth import CHOSEN, NO_MODEL
 
 __all__ = [
     "Baselines",
@@ -102,6 +105,7 @@ def render_report(content: ReportContent) -> str:
         tiles=_tiles(content, found),
         columns=_model_columns(content, found),
         choices=_choices(content),
+        worth=_worth(content),
         periods=_periods(content),
         charts=_charts(content, found),
         timelines=[_timeline(content, i, miss) for i, miss in enumerate(content.misses)],
@@ -171,7 +175,7 @@ def budget_text(figures: Mapping[str, Any]) -> str:
 
 def _choices(content: ReportContent) -> tuple[Choice, ...]:
     """What was chosen on the validation days, with its figures there and on the test days."""
-    metrics, config, cuts = content.metrics, content.config, content.thresholds
+    metrics, config = content.metrics, content.config
     parts = [metrics.get(name, {}) for name in ("validation", "test")]
     ap = [decimal(part.get("average_precision")) for part in parts]
     slope = [decimal(part.get("calibration_slope"), 2) for part in parts]
@@ -196,30 +200,161 @@ def _choices(content: ReportContent) -> tuple[Choice, ...]:
         if config.calibration.method != "none"
         else Choice("calibration", method, "switched off", "slope (1 is calibrated)", *slope)
     )
-    share, strict = config.decision.alert_share, config.decision.decline_precision
-    rules = {
-        "is_fraud": "best F1",
-        "review": "like “is fraud”" if share is None else f"alerts nearest to {percent(share)} of the rows",
-        "decline": f"lowest cut with a precision of at least {percent(strict)}",
-    }
-    names = {"is_fraud": "“is fraud” from", "review": "review from", "decline": "decline from"}
-    for key, value in cuts.as_dict().items():
-        scored = ((content.validation_label, content.validation_probability),
-                  (content.held_out.label, content.models[0].probability))  # fmt: skip
-        texts = [_cut_text(label, score, value) for label, score in scored]
-        out.append(Choice(names[key], threshold_text(value), rules[key], "share of rows, precision, recall", *texts))
-    return tuple(out)
+    return (*out, *_decision_choices(content))
 
 
-def _cut_text(label: Labels, score: Floats, threshold: float) -> str:
+def _decision_choices(content: ReportContent) -> list[Choice]:
+    """What decides, with the rows that it takes in on validation and on test days."""
+    policy = content.policy
+    cuts, words = policy.thresholds, _decision_words(content.config.decision)
+    scored = (
+        (content.validation_label, content.validation_probability, content.validation_amount),
+        (content.held_out.label, content.models[0].probability, content.held_out.amount),
+    )
+
+    def choice(what: str, value: str, how: str, taken: Callable[[Floats, Floats | None], Mask]) -> Choice:
+        texts = [_taken_text(label, taken(score, amount)) for label, score, amount in scored]
+        return Choice(what, value, how, "share of rows, precision, recall", *texts)
+
+    out = [choice("“is fraud” from", threshold_text(cuts.is_fraud), "best F1", lambda p, _: p >= cuts.is_fraud)]
+    if policy.by == "thresholds":
+        out.append(choice("review from", threshold_text(cuts.review), words["review"], lambda p, _: p >= cuts.review))
+    elif policy.review_loss is not None:
+        value = f"an expected loss of {money_text(policy.review_loss)}"
+        out.append(choice("review from", value, words["review"], lambda p, a: policy.decide_many(p, a) > 0))
+    if policy.costs is None:
+        out.append(
+            choice("decline from", threshold_text(cuts.decline), words["decline"], lambda p, _: p >= cuts.decline)
+        )
+        return out
+    for code, what in ((1, "review or decline"), (2, "decline")):
+        how = "least expected cost of the three decisions, by probability and amount"
+        least = "least expected cost" if code == 1 else "the same"
+        out.append(choice(what, least, how, lambda p, a, code=code: policy.decide_many(p, a) >= code))  # type: ignore[misc]
+    margin = "given" if content.config.decision.margin is not None else words["margin"]
+    out.append(choice("margin", f"{policy.costs.margin:g}", margin, lambda p, a: policy.decide_many(p, a) > 0))
+    without = f"review from {threshold_text(cuts.review)}, decline from {threshold_text(cuts.decline)}"
+    out.append(
+        choice("where there is no amount", without, "least cost of flat thresholds", lambda p, _: p >= cuts.review)
+    )
+    return out
+
+
+def _decision_words(decision: DecisionConfig) -> dict[str, str]:
+    """How what decides was chosen."""
+    precision = DECLINE_PRECISION if decision.decline_precision is None else decision.decline_precision
+    review, decline = "like “is fraud”", f"lowest cut with a precision of at least {percent(precision)}"
+    if decision.by == "budget":
+        review = f"a mean of {decision.alerts_per_day:g} alerts a day"
+    elif decision.alert_share is not None:
+        review = f"alerts nearest to {percent(decision.alert_share)} of the rows"
+    elif decision.review is not None:
+        review = "given"
+    if decision.decline is not None:
+        decline = "given"
+    elif decision.declines_per_day is not None:
+        decline = f"a mean of {decision.declines_per_day:g} declines a day"
+    return {"review": review, "decline": decline, "margin": "1, unless another cost less beyond chance"}
+
+
+def _taken_text(label: Labels, taken: Mask) -> str:
     if not len(label):
         return "–"
-    above = score >= threshold
-    if not above.any():
+    if not taken.any():
         return "no row"
     fraud = label == 1
-    recall = percent(float(above[fraud].mean())) if fraud.any() else "–"
-    return f"{percent(float(above.mean()))}, {percent(float(fraud[above].mean()))}, {recall}"
+    recall = percent(float(taken[fraud].mean())) if fraud.any() else "–"
+    return f"{percent(float(taken.mean()))}, {percent(float(fraud[taken].mean()))}, {recall}"
+
+
+@dataclass(frozen=True)
+class WorthRow:
+    """What a policy does and costs a day."""
+
+    name: str
+    cells: tuple[tuple[str, str], ...]
+    """Texts, and what stands below them."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the decisions are worth: sentences, and a table per part of the split."""
+
+    words: tuple[str, ...]
+    tables: tuple[tuple[str, tuple[WorthRow, ...]], ...]
+
+
+def _worth(content: ReportContent) -> Worth | None:
+    """The money that decisions lose and save a day; None where metrics.json does not say it."""
+    found = content.metrics.get("worth")
+    if found is None:
+        return None
+    decision, has_money = content.config.decision, content.held_out.amount is not None
+    prices = found["prices"]
+    if found["priced"]:
+        fraud = [f"{prices['fraud_share']:g} × its amount"] if prices["fraud_share"] else []
+        insult = [f"{prices['insult_share']:g} × its amount"] if prices["insult_share"] else []
+        fraud += [money_text(prices["fraud_cost"])] if prices["fraud_cost"] or not fraud else []
+        insult += [money_text(prices["insult_cost"])] if prices["insult_cost"] or not insult else []
+        counted = (
+            f"Counted by the costs of [decision]: a fraud that goes through {' + '.join(fraud)}, a review "
+            f"{money_text(prices['review_cost'])} (it recognises {percent(prices['review_catches'])} of the frauds), an "
+            f"honest transaction declined {' + '.join(insult)}."
+        )
+    else:
+        counted = (
+            f"[decision] names no costs: counted is the {'amount' if has_money else 'number'} of frauds that go through, as "
+            "if a review recognised every fraud and cost nothing. With review_cost and insult_cost there the table "
+            "counts them too, and compares with deciding by expected cost."
+        )
+    how = {
+        "thresholds": "Decided is by thresholds of the probability",
+        "budget": f"Decided is by a budget of {decision.alerts_per_day or 0:g} alerts a day",
+        "cost": "Decided is by the least expected cost",
+    }[decision.by]
+    words = [f"{how}, chosen on the validation days alone, as was every policy below.", counted]
+    tried = content.metrics.get("choice", {}).get("tried", ())
+    if tried:
+        texts = [
+            f"{one['setting']} {money_text(one['per_day'])}{' (chosen)' if one['chosen'] else ''}" for one in tried
+        ]
+        words.append(f"Tried on the validation days, {content.metrics['choice']['measured']}: {'; '.join(texts)}.")
+    if "test" in found:
+        mine, none = (found["test"]["policies"][name] for name in (CHOSEN, NO_MODEL))
+        saved = mine["saved"]
+        words.insert(
+            0,
+            f"On the test days frauds would cost {money_text(none['cost']['estimate'])} a day without a model and cost "
+            f"{money_text(mine['cost']['estimate'])} with this policy, alerts included: it saves "
+            f"{money_text(saved['estimate'])} a day (95 % interval {money_text(saved['low'])} to "
+            f"{money_text(saved['high'])}).",
+        )
+    tables = tuple(
+        (part, tuple(_worth_row(name, of) for name, of in found[part]["policies"].items()))
+        for part in ("validation", "test")
+        if part in found
+    )
+    return Worth(tuple(words), tables)
+
+
+def _worth_row(name: str, of: Mapping[str, Any]) -> WorthRow:
+    def between(figure: Mapping[str, float]) -> str:
+        return f"{money_text(figure['low'])} to {money_text(figure['high'])}"
+
+    days, less = of["alerts_by_day"], of["less_than_this"]
+    cells = [
+        (f"{of['alerts']:,.1f}", f"{days['least']:,.0f} to {days['most']:,.0f}, median {days['median']:,.0f}"),
+        (f"{of['declines']:,.1f}", ""),
+        (percent(of["precision"]), "" if of["decline_precision"] is None else f"declines {percent(of['decline_precision'])}"),
+        (percent(of["recall"]), ""),
+        (money_text(of["fraud_lost"]), ""),
+        (money_text(of["review_costs"]), ""),
+        (money_text(of["insult_costs"]), ""),
+        (money_text(of["cost"]["estimate"]), between(of["cost"])),
+        ("–", "") if name == NO_MODEL else (money_text(of["saved"]["estimate"]), between(of["saved"])),
+        ("–", "") if name == CHOSEN else (money_text(0 - less["estimate"]), f"{money_text(0 - less['high'])} to {money_text(0 - less['low'])}"),
+    ]  # fmt: skip
+    return WorthRow(name, tuple(cells))
 
 
 def verdict_on(content: ReportContent, found: Assessment) -> Verdict:
@@ -350,10 +485,12 @@ def _cautions(content: ReportContent, found: Assessment) -> tuple[str, ...]:
     if 0 < frauds < LITTLE_FRAUD:
         what = "The choice of inputs, thresholds" if "selection" in metrics else "Thresholds"
         out.append(f"{what} and calibration rest on {frauds:,} frauds in the validation days.")
-    if content.thresholds.decline == NEVER:
+    decision = content.config.decision
+    if content.thresholds.decline == NEVER and decision.by != "cost" and decision.declines_per_day is None:
+        precision = DECLINE_PRECISION if decision.decline_precision is None else decision.decline_precision
         out.append(
-            "Nothing is declined: no cut on the validation days reached a precision of "
-            f"{percent(content.config.decision.decline_precision)} with enough rows."
+            f"Nothing is declined: no cut on the validation days reached a precision of {percent(precision)} with "
+            "enough rows."
         )
     if content.epochs and metrics.get("best_epoch") == len(content.epochs) > 1:
         out.append("The best epoch is the last one: more epochs may bring more.")
@@ -544,6 +681,8 @@ def _charts(content: ReportContent, found: Assessment) -> dict[str, Chart]:
         charts["calibration"] = _calibration(content, found)
         charts["calibration_top"] = _calibration_top(content, found)
         charts["scores"] = _scores(content)
+        if "test" in content.metrics.get("worth", {}):
+            charts["worth"] = _cost_curve(content)
     if content.epochs:
         charts["loss"], charts["epochs"] = _training(content)
     if content.importance is not None:
@@ -729,6 +868,48 @@ def _budgets(content: ReportContent, found: Assessment) -> tuple[Chart, Chart]:
             "The price of a larger budget: the mean over days of the share of a day's alerts that are fraud.",
         ),
     )
+
+
+def _cost_curve(content: ReportContent) -> Chart:
+    """Cost a day against reviews a day, by two orders; the policies as points."""
+    held, found = content.held_out, content.metrics["worth"]
+    costs, days, money = Costs(**found["prices"]), found["test"]["days"], held.money()
+    p = content.models[0].probability
+    amount = np.zeros(len(p)) if money is None else money
+    approved, reviewed = (
+        costs.of(held.fraud, amount, np.full(len(p), code, dtype=np.uint8)).sum(axis=0) for code in (0, 1)
+    )
+    orders = {"highest probabilities": p}
+    if money is not None:
+        orders["highest expected losses"] = p * amount
+    at = np.unique(np.rint(np.geomspace(1, max(len(p) // 2, 1), 200)).astype(np.int64))
+    policies = {name: of for name, of in found["test"]["policies"].items() if of["alerts"] > 0}
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        looks = ({"color": MODEL}, {"color": OTHERS[0], "linestyle": DASHES[0]})
+        for (name, rank), look in zip(orders.items(), looks, strict=False):
+            order = np.argsort(-rank, kind="stable")
+            cost = approved.sum() + np.cumsum((reviewed - approved)[order])
+            axes.plot(at / days, cost[at - 1] / days, label=name, **look)
+        for number, (name, of) in enumerate(policies.items()):
+            look = {"color": FRAUD if name == CHOSEN else OTHERS[1 + number % 4], "markersize": 7, "zorder": 4}
+            axes.plot(
+                [of["alerts"]], [of["cost"]["estimate"]], "oDs^vPX"[number % 7], linestyle="none", label=name, **look
+            )
+        axes.axhline(approved.sum() / days, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), label=NO_MODEL)
+        axes.set(xscale="log", xlabel="reviews a day; of the points, alerts a day", ylabel="cost a day")
+        axes.set_ylim(0, 1.3 * approved.sum() / days or 1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.legend(**ABOVE, ncols=2)
+
+    alt = f"Cost a day on the test days against reviews a day, with points for {', '.join(policies)}."
+    caption = (
+        "Lines: what the test days would have cost if so many transactions a day were reviewed and none declined, in two "
+        "orders; their lowest points were not known before. Points: the policies as chosen on the validation days."
+    )
+    return Chart("Cost against reviews", inline("worth", alt, paint), caption)
 
 
 def _training(content: ReportContent) -> tuple[Chart, Chart]:

@@ -34,7 +34,7 @@ from seqfraud.metrics import (
     paired_bootstrap,
     roc_auc,
 )
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy, Thresholds
 from seqfraud.schema import Schema
 from seqfraud.table import MISSING, Coded, Transactions
 from training.importance import Importance
@@ -167,7 +167,8 @@ class ReportContent:
         epochs: one dict per epoch: epoch, loss, validation_average_precision.
         cleaning: what `seqfraud.cleaning.clean` returns.
         models: the GRU first, then the baselines, which may be none.
-        validation_label, validation_probability: int8 and float64 of the validation rows.
+        policy: what decides.
+        validation_label, validation_probability, validation_amount: int8 and float64 of the validation rows.
         notes: what the reader has to know about how the report came about.
         importance: what the model uses, where that was measured.
     """
@@ -182,13 +183,19 @@ class ReportContent:
     cleaning: Mapping[str, Any]
     held_out: HeldOut
     models: tuple[ScoredModel, ...]
-    thresholds: Thresholds
+    policy: Policy
     validation_label: Labels
     validation_probability: Floats
+    validation_amount: Floats | None = None
     misses: tuple[Miss, ...] = ()
     notes: tuple[str, ...] = ()
     importance: Importance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Those of the policy."""
+        return self.policy.thresholds
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,7 @@ def report_content(
     prepared: Prepared,
     probability: Floats,
     metrics: Mapping[str, Any],
-    thresholds: Thresholds,
+    policy: Policy,
     *,
     title: str,
     config_text: str,
@@ -248,7 +255,7 @@ def report_content(
         prepared: the data, split and encoded.
         probability: float64 [M], calibrated, of the encoded rows; NaN later than the test.
         metrics: what `train_run` returns; "epochs" may be missing.
-        thresholds: those that decide.
+        policy: what decides.
         title: what the report calls the run.
         config_text: the TOML as used.
         command: lines that make this report again.
@@ -280,10 +287,11 @@ def report_content(
         cleaning=_without_identifiers(prepared.cleaning, {prepared.schema.user, *prepared.schema.entities}),
         held_out=held_out,
         models=(ScoredModel(GRU, probability[test]), *others),
-        thresholds=thresholds,
+        policy=policy,
         validation_label=prepared.label[validation],
         validation_probability=probability[validation],
-        misses=_worst_misses(prepared, probability, thresholds),
+        validation_amount=None if amount is None else amount[encoded.arrival[validation]],
+        misses=_worst_misses(prepared, probability, policy.thresholds),
         notes=notes,
         importance=importance,
         versions=dict(versions or {}),

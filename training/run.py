@@ -12,7 +12,7 @@ report.html          the same for people, with pictures
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
+from seqfraud.choosing import ScoredDays, choose_policy
 from seqfraud.config import Config, format_instant, load_config
 from seqfraud.errors import RunError
 from seqfraud.files import replaced_file
 from seqfraud.metrics import measure_quality
 from seqfraud.nn.checkpoint import Run, described, may_be_missing, versions
 from seqfraud.nn.model import SequenceModel
-from seqfraud.policy import Thresholds, choose_thresholds, flag_many
+from seqfraud.policy import Policy, Thresholds, flag_many
 from seqfraud.sequences import require_numbers
 from training.calibrate import platt
 from training.dropping import dropped_text
@@ -39,6 +40,7 @@ from training.prepare import Prepared, fit_scaling, prepare
 from training.resume import FILE as RESUME_FILE
 from training.resume import ResumeFile, identity_of
 from training.selection import Say, Selection, select_inputs
+from training.worth import described_choice, scored_days, validation_days, worth
 
 REFERENCE_ROWS = 2000
 DECILES = np.linspace(0, 1, 11)
@@ -81,33 +83,28 @@ def train_run(
     validation = prepared.rows.validation
     calibrate(model, config, logits[validation], prepared.label[validation])
     probability = calibrated(model, logits)
-    thresholds = choose_thresholds(
-        prepared.label[validation],
-        probability[validation],
-        decline_precision=config.decision.decline_precision,
-        alert_share=config.decision.alert_share,
-    )
+    decided = decide(prepared, probability)
     metrics = {
         "model": "gru",
-        "chosen_on": f"validation rows: {'inputs, ' if selection else ''}epochs, calibration, thresholds",
+        "chosen_on": f"validation rows: {'inputs, ' if selection else ''}epochs, calibration, thresholds, decisions",
         "split": prepared.split.as_dict(),
         "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
         "device": device.type,
         "best_epoch": fitted.fit.best_epoch,
         "epochs": [asdict(epoch) for epoch in fitted.fit.history],
         **({"selection": selection.as_dict()} if selection else {}),
-        "thresholds": thresholds.as_dict(),
         "cleaning": prepared.cleaning,
-        **qualities(prepared, probability, thresholds),
+        **decided.metrics,
+        **qualities(prepared, probability, decided.policy.thresholds),
     }
     out.mkdir(parents=True, exist_ok=True)
-    _write_model(out, text, source, prepared, model, thresholds, probability)
+    _write_model(out, text, source, prepared, model, decided.policy, probability)
     write_json(out / "metrics.json", metrics)
     if selection is None:
         (out / IMPORTANCE_FILE).unlink(missing_ok=True)  # of the model that was here before
     else:
         write_json(out / IMPORTANCE_FILE, selection.importance.as_dict())
-    write_run_report(out, prepared, probability, metrics, thresholds)
+    write_run_report(out, prepared, probability, metrics, decided.policy)
     for file in out.glob(f"*{RESUME_FILE}"):
         file.unlink()
     return metrics
@@ -154,7 +151,7 @@ def write_run_report(
     prepared: Prepared,
     probability: npt.NDArray[np.float64],
     metrics: Mapping[str, Any],
-    thresholds: Thresholds,
+    policy: Policy,
     page: str = "report.html",
 ) -> None:
     """The report of a run folder that holds everything else; with the baselines, where they are there."""
@@ -165,7 +162,7 @@ def write_run_report(
         prepared,
         probability,
         metrics,
-        thresholds,
+        policy,
         title=out.resolve().name,
         config_text=(out / "config.toml").read_text(encoding="utf-8"),
         command=(f"seqfraud train {out.name}/config.toml", f"seqfraud evaluate {out.name}"),
@@ -205,6 +202,43 @@ def calibrated(model: SequenceModel, logits: npt.NDArray[np.float32]) -> npt.NDA
     """Probabilities of logits, by the module."""
     with torch.no_grad():
         return model.cpu().calibrated(torch.from_numpy(logits)).numpy().astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A policy, and what metrics.json says of it."""
+
+    policy: Policy
+    metrics: dict[str, Any]
+
+
+def decide(prepared: Prepared, probability: npt.NDArray[np.float64]) -> Decided:
+    """Choose the policy of the configuration on the validation days; what it is worth there and on the test days."""
+    settings = prepared.config.decision
+    validation = validation_days(prepared, probability)
+    choice = choose_policy(settings, validation)
+    described = described_choice(settings, validation, choice)
+    figures = {
+        **choice.policy.as_dict(),
+        "choice": described,
+        "worth": measure_worth(prepared, probability, choice.policy, described["alternatives"]),
+    }
+    return Decided(choice.policy, figures)
+
+
+def measure_worth(
+    prepared: Prepared,
+    probability: npt.NDArray[np.float64],
+    policy: Policy,
+    others: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What a policy and others are worth on the days that are there; as metrics.json holds it."""
+    days: dict[str, ScoredDays] = {}
+    for part in ("validation", "test"):
+        rows = scored_days(prepared, probability, part)
+        if rows is not None and rows.known.any():
+            days[part] = rows
+    return worth(prepared.config.decision, policy, others, days)
 
 
 def qualities(
@@ -269,7 +303,7 @@ def _write_model(
     source: Path,
     prepared: Prepared,
     model: SequenceModel,
-    thresholds: Thresholds,
+    policy: Policy,
     probability: npt.NDArray[np.float64],
 ) -> None:
     with replaced_file(out / "config.toml") as file:
@@ -289,7 +323,8 @@ def _write_model(
                 "scale": float(model.scale),
                 "shift": float(model.shift),
             },
-            "thresholds": thresholds.as_dict(),
+            **policy.as_dict(),
+            "decided_by": asdict(prepared.config.decision),
             "fingerprint": fingerprint(prepared, probability),
             "versions": versions(),
         },
@@ -334,11 +369,32 @@ def evaluate_run(run: Run, data: Path | None, device_name: str = "auto") -> dict
         "split": prepared.split.as_dict(),
         "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
         "cleaning": prepared.cleaning,
-        **qualities(prepared, probability, run.thresholds),
+        "worth": measure_worth(prepared, probability, run.policy, run.metrics["choice"]["alternatives"]),
+        **qualities(prepared, probability, run.policy.thresholds),
     }
     page = "report.html" if data is None else f"report-{data.stem}.html"
-    write_run_report(run.path, prepared, probability, {**run.metrics, **figures}, run.thresholds, page)
+    write_run_report(run.path, prepared, probability, {**run.metrics, **figures}, run.policy, page)
     return figures
+
+
+def decide_run(run: Run, data: Path | None, device_name: str = "auto") -> dict[str, Any]:
+    """Choose a run's policy again, by the [decision] of its config.toml as it is now, and write it and the report.
+
+    The weights and the calibration stay; what the policy is worth is measured on the run's own days. Returns the metrics.
+    """
+    prepared = prepare(run.config, run.data if data is None else data, run.vocabularies)
+    require_numbers(prepared.table, may_be_missing(run.schema, run.model.spec))
+    device = pick_device(device_name)
+    run.model.to(device)
+    probability = calibrated(run.model, all_logits(run.model, prepared, device))
+    decided = decide(prepared, probability)
+    metrics = {**run.metrics, **decided.metrics, **qualities(prepared, probability, decided.policy.thresholds)}
+    described = json.loads((run.path / "model.json").read_text(encoding="utf-8"))
+    settings = {"decided_by": asdict(run.config.decision)}
+    write_json(run.path / "model.json", {**described, **decided.policy.as_dict(), **settings})
+    write_json(run.path / "metrics.json", metrics)
+    write_run_report(run.path, prepared, probability, metrics, decided.policy)
+    return metrics
 
 
 def importance_of_run(
@@ -355,5 +411,5 @@ def importance_of_run(
     importance = measure_importance(run.model, prepared, device, repeats, progress=progress)
     write_json(run.path / IMPORTANCE_FILE, importance.as_dict())
     probability = calibrated(run.model, all_logits(run.model, prepared, device))
-    write_run_report(run.path, prepared, probability, run.metrics, run.thresholds)
+    write_run_report(run.path, prepared, probability, run.metrics, run.policy)
     return importance

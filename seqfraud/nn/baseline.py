@@ -29,7 +29,7 @@ from seqfraud.files import replaced_file
 from seqfraud.graph import GraphSpec
 from seqfraud.nn.checkpoint import Run, described
 from seqfraud.nn.model import signed_log
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import Vocabulary
 
@@ -124,7 +124,9 @@ class Baseline:
     """Least and largest probability of fraud, before calibration."""
     calibration: Mapping[str, Any]
     """method, scale, shift."""
-    thresholds: Thresholds
+    policy: Policy
+    decided_by: Mapping[str, Any]
+    """The [decision] that the policy was chosen by."""
     fingerprint: Mapping[str, Any]
     metrics: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -145,7 +147,8 @@ def write_baseline(run: Path, baseline: Baseline, classifier: bytes, reference: 
         file.write_bytes(classifier)
     with replaced_file(folder / REFERENCE) as file, file.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **reference)
-    content = {**asdict(baseline), "thresholds": baseline.thresholds.as_dict()}
+    content = {**asdict(baseline), **baseline.policy.as_dict()}
+    del content["policy"]
     with replaced_file(folder / DESCRIPTION) as file:
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -175,17 +178,20 @@ def load_baseline(run: Run, kind: str) -> Baseline:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         bounds = raw["bounds"]
+        policy = Policy.from_dict({name: raw.pop(name) for name in ("thresholds", "decision")})
         baseline = Baseline(
             **{
                 **raw,
                 "rows": RowSpec(**raw["rows"]),
                 "features": tuple(raw["features"]),
                 "bounds": None if bounds is None else (float(bounds[0]), float(bounds[1])),
-                "thresholds": Thresholds.from_dict(raw["thresholds"]),
+                "policy": policy,
             }
         )
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file}: not readable, run `seqfraud baselines` again: {error}") from error
     if baseline.made_for != inputs_id(run.schema, context_spec(run.config, run.schema), run.vocabularies):
         raise RunError(f"{file}: fitted before the run's last training; run `seqfraud baselines {run.path}` again")
+    if baseline.decided_by != asdict(run.config.decision):
+        raise RunError(f"{file}: decides by another [decision]; run `seqfraud baselines {run.path}` again")
     return baseline

@@ -17,7 +17,7 @@ from seqfraud.context import ContextSpec, context_spec
 from seqfraud.errors import RunError, SeqfraudError
 from seqfraud.graph import GraphSpec, gru_graph
 from seqfraud.nn.model import ModelSpec, SequenceModel
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy
 from seqfraud.schema import Schema, schema_of
 from seqfraud.vocabulary import Vocabulary
 
@@ -35,18 +35,18 @@ class Run:
     model: SequenceModel
     vocabularies: tuple[Vocabulary, ...]
     calibration: Mapping[str, Any]
-    thresholds: Thresholds
+    policy: Policy
     fingerprint: Mapping[str, Any]
     metrics: Mapping[str, Any]
 
 
-def load_run(path: Path) -> Run:
-    """Read a run folder. Raises RunError."""
+def load_run(path: Path, decided: bool = True) -> Run:
+    """Read a run folder; with `decided` its policy has to be what its [decision] asks for. Raises RunError."""
     for name in ("config.toml", "model.json", "model.safetensors", "reference.npz", "metrics.json"):
         if not (path / name).is_file():
             raise RunError(f"{path}: {name} is missing; expected a run folder written by `seqfraud train`")
     try:
-        return _read_run(path)
+        return _read_run(path, decided)
     except SeqfraudError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -54,7 +54,7 @@ def load_run(path: Path) -> Run:
         raise RunError(f"{path}: not readable as a run of this version, train it again: {reason}") from error
 
 
-def _read_run(path: Path) -> Run:
+def _read_run(path: Path, decided: bool) -> Run:
     config = load_config(path / "config.toml")
     raw = json.loads((path / "model.json").read_text(encoding="utf-8"))
     schema = schema_of(config)
@@ -62,6 +62,11 @@ def _read_run(path: Path) -> Run:
     for name, value in described(schema, context).items():
         if raw[name] != value:
             raise RunError(f"{path}: config.toml was changed after training: its {name} is not that of model.json")
+    if decided and raw["decided_by"] != asdict(config.decision):
+        raise RunError(
+            f"{path}: the [decision] of config.toml was changed; `seqfraud decide {path}` chooses by it what the model "
+            "decides"
+        )
     spec = ModelSpec.from_dict(raw["model"])
     graph = gru_graph(schema, context, spec.layers, spec.hidden)
     model = SequenceModel(spec, graph)
@@ -75,7 +80,7 @@ def _read_run(path: Path) -> Run:
         model=model.eval(),
         vocabularies=tuple(Vocabulary(v["column"], tuple(v["values"])) for v in raw["vocabularies"]),
         calibration=raw["calibration"],
-        thresholds=Thresholds.from_dict(raw["thresholds"]),
+        policy=Policy.from_dict(raw),
         fingerprint=raw["fingerprint"],
         metrics=json.loads((path / "metrics.json").read_text(encoding="utf-8")),
     )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from export.reference import LONG_EVENTS, LONG_USERS, RAGGED_LENGTHS
 from seqfraud.bulk import read_for_bundle, score_table
 from seqfraud.bundle import Bundle
 from seqfraud.cli import main
-from seqfraud.config import parse_config
+from seqfraud.config import DecisionConfig, parse_config
 from seqfraud.context import context_spec
 from seqfraud.errors import ParityError, RunError
 from seqfraud.graph import gru_graph
 from seqfraud.nn.baseline import CLASSIFIER, Baseline, RowFeatures, RowSpec, inputs_id, row_names, write_baseline
 from seqfraud.nn.checkpoint import Run
 from seqfraud.nn.model import ModelSpec, SequenceModel
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Costs, Policy, Thresholds
 from seqfraud.runtime import SequenceGraph, StepGraph
 from seqfraud.schema import schema_of
 from seqfraud.vocabulary import Vocabulary
@@ -104,7 +105,8 @@ def write(run: Run, portable: Portable) -> None:
         features=row_names(run.schema, context),
         bounds=portable.bounds,
         calibration={"method": "platt", "scale": portable.scale, "shift": portable.shift},
-        thresholds=Thresholds(0.5, 0.3, 0.9),
+        policy=Policy(Thresholds(0.5, 0.3, 0.9), costs=Costs(4.0, insult_cost=9.0)),
+        decided_by=asdict(run.config.decision),
         fingerprint={"rows": 3000},
         metrics={"test": {"average_precision": 0.5}},
         versions={"scikit-learn": "1"},
@@ -130,7 +132,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         model=SequenceModel(spec, graph),
         vocabularies=(Vocabulary("kind", KINDS),),
         calibration={"method": "platt", "scale": 9.0, "shift": 9.0},
-        thresholds=Thresholds(0.9, 0.8, 0.95),
+        policy=Policy(Thresholds(0.9, 0.8, 0.95)),
         fingerprint={"rows": 1},
         metrics={"test": {"average_precision": 0.9}},
     )
@@ -160,12 +162,19 @@ def test_the_manifest_is_the_baselines_own(bundles: dict[str, Bundle]) -> None:
         manifest = bundle.manifest
         assert manifest.kind == kind
         assert manifest.graph.states == ()
-        assert manifest.thresholds == Thresholds(0.5, 0.3, 0.9)
+        assert manifest.policy == Policy(Thresholds(0.5, 0.3, 0.9), costs=Costs(4.0, insult_cost=9.0))
         assert manifest.calibration["scale"] == 1.2
         assert manifest.metrics == {"test": {"average_precision": 0.5}}
         assert manifest.missing == ("amount", "age")
         assert "scikit-learn" in manifest.versions
     assert bundles["logistic_regression"].id != bundles["random_forest"].id
+
+
+def test_a_baseline_that_decides_by_another_section_is_refused(run: Run) -> None:
+    """`seqfraud decide` chose anew for the GRU only."""
+    changed = replace(run, config=replace(run.config, decision=DecisionConfig(alert_share=0.02)))
+    with pytest.raises(RunError, match=r"decides by another \[decision\]; run `seqfraud baselines"):
+        export_baseline(changed, "random_forest", run.path / "bundle")
 
 
 def test_every_check_was_made_and_found_next_to_nothing(bundle: Bundle) -> None:

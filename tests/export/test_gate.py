@@ -30,7 +30,7 @@ from seqfraud.errors import BundleError, ParityError
 from seqfraud.graph import TensorSpec, gru_graph
 from seqfraud.nn.checkpoint import Run
 from seqfraud.nn.model import EventEncoder, ModelSpec, SequenceModel, StepModel
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy, Thresholds
 from seqfraud.runtime import SequenceGraph
 from seqfraud.schema import schema_of
 from seqfraud.verification import (
@@ -118,7 +118,7 @@ def make_run(folder: Path) -> Run:
         model=model.eval(),
         vocabularies=(Vocabulary("kind", ("a", "b", "c")),),
         calibration={"method": "platt", "scale": 1.5, "shift": -1.0},
-        thresholds=Thresholds(0.5, 0.3, 0.9),
+        policy=Policy(Thresholds(0.5, 0.3, 0.9)),
         fingerprint={"rows": 300},
         metrics={"test": {"average_precision": 0.5}, "device": "cpu"},
     )

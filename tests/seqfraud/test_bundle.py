@@ -31,7 +31,7 @@ from seqfraud.config import CleaningConfig
 from seqfraud.context import ContextSpec
 from seqfraud.errors import BundleError
 from seqfraud.graph import TensorSpec, gru_graph
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Costs, Policy, Thresholds
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import Vocabulary
 
@@ -58,7 +58,7 @@ FULL = Manifest(
     graph=gru_graph(SCHEMA, CONTEXT, layers=2, hidden=5),
     missing=("age", "lat", "long"),
     calibration={"method": "platt", "scale": 1.25, "shift": -0.1},
-    thresholds=Thresholds(is_fraud=0.5, review=0.25, decline=0.9),
+    policy=Policy(Thresholds(is_fraud=0.5, review=0.25, decline=0.9)),
     serve=ServeDefaults(window=32, max_batch=1000),
     fingerprint={"rows": 12, "numeric_deciles": {"amount": [0.1, 1 / 3, 1e-300]}},
     metrics={"test": {"average_precision": 0.75, "roc_auc": None}},
@@ -173,7 +173,7 @@ def test_another_file_is_another_id(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"thresholds": Thresholds(0.5, 0.25, 0.91)},
+        {"policy": Policy(Thresholds(0.5, 0.25, 0.91))},
         {"vocabularies": (Vocabulary("kind", ("Bücher", "grocery", "")),)},
         {"label": LabelSource("fraud", "known_at")},
         {"context": ContextSpec(("shop", "address"), (DAY, 7 * DAY), 3 * DAY + 1)},
@@ -240,10 +240,55 @@ def test_a_changed_manifest_is_refused_with_both_ids(bundle: Path, change: Calla
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("number", [2, 0, "1", None, 1.5])
+def test_a_bundle_of_format_1_decides_by_its_thresholds(bundle: Path) -> None:
+    """That format had no `decision`."""
+
+    def older(raw: dict[str, Any]) -> None:
+        del raw["decision"]
+        raw["format"] = 1
+
+    change_manifest(bundle, older, sign=True)
+    assert open_bundle(bundle).manifest == FULL
+    change_manifest(bundle, lambda raw: raw.update(decision={"by": "expected_loss", "review": 3.0}), sign=True)
+    with pytest.raises(BundleError, match=r"decision\.by: seen 'expected_loss'; expected 'thresholds'"):
+        open_bundle(bundle)
+
+
+def test_a_policy_by_the_amount_travels_and_needs_one(tmp_path: Path) -> None:
+    for name, policy in (
+        ("cost", Policy(FULL.thresholds, costs=Costs(4.0, insult_cost=1 / 3))),
+        ("loss", Policy(FULL.thresholds, review_loss=0.1 + 0.2)),
+    ):
+        make_bundle(tmp_path / name, dataclasses.replace(FULL, policy=policy))
+        assert open_bundle(tmp_path / name).manifest.policy == policy
+        make_bundle(tmp_path / f"bare {name}", dataclasses.replace(BARE, policy=policy))
+        with pytest.raises(BundleError, match=f"decision.by: '{policy.by}' needs an amount; schema.amount names no"):
+            open_bundle(tmp_path / f"bare {name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decision": {"by": "luck"}}, "decision.by: seen 'luck'; expected one of"),
+        (
+            {"decision": {"by": "expected_loss", "review": 2e12}},
+            r"decision\.review: seen 2e12|decision\.review: seen 2000000000000",
+        ),
+        ({"thresholds": {"is_fraud": 0.5, "review": 0.5}}, "thresholds.decline: missing; expected a number"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused_even_if_the_id_fits(
+    bundle: Path, change: dict[str, Any], message: str
+) -> None:
+    change_manifest(bundle, lambda raw: raw.update(change), sign=True)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("number", [3, 0, "1", None, 1.5, True])
 def test_another_format_is_refused_even_if_its_id_fits(bundle: Path, number: Any) -> None:
     change_manifest(bundle, lambda raw: raw.update(format=number), sign=True)
-    with pytest.raises(BundleError, match=f"format {number!r}; this version reads format 1"):
+    with pytest.raises(BundleError, match=f"format {number!r}; this version reads format 1 to 2"):
         open_bundle(bundle)
 
 

@@ -206,6 +206,11 @@ def test_a_learning_rate_that_is_no_number() -> None:
         ("cleaning", "most_dropped", ("0", "1"), ("-0.1", "1.01"), "expected 0 to 1"),
         ("decision", "alert_share", ("0.001", "1"), ("0", "1.01", "-1"), "expected above 0 to 1"),
         ("decision", "decline_precision", ("0.5", "1"), ("0", "90"), "expected above 0 to 1"),
+        ("decision", "review", ("0.5", "1"), ("0", "30", "nan"), "expected above 0 to 1"),
+        ("decision", "decline", ("0.5", "1"), ("0", "90", "nan"), "expected above 0 to 1"),
+        ("decision", "review_cost", ("0", "4.5"), ("-1", "nan", "inf"), "expected an amount of money, 0 to 1e12"),
+        ("decision", "fraud_share", ("0.5", "1.2"), ("-1", "nan"), "expected a share of the amount, 0 to 1000"),
+        ("decision", "review_catches", ("0.5", "1"), ("0", "1.1", "nan"), "expected above 0 to 1"),
     ],
 )
 def test_ranges(section: str, key: str, good: tuple[str, ...], bad: tuple[str, ...], expected: str) -> None:
@@ -215,6 +220,64 @@ def test_ranges(section: str, key: str, good: tuple[str, ...], bad: tuple[str, .
         assert refused(changed(section, key, value)).startswith(f"{section}.{key}: {expected}, got ")
 
 
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        ("by = 'luck'", "decision.by: 'luck' is not one of 'thresholds', 'budget', 'cost'"),
+        ("review = 0.5\nalert_share = 0.1", "decision.review: given together with decision.alert_share; expected one"),
+        ("decline = 0.5\ndecline_precision = 0.9", "decision.decline: given together with decision.decline_precision"),
+        ("review = 0.9\ndecline = 0.5", "decision.review: expected at most decision.decline, which is 0.5, got 0.9"),
+        ("rank = 'money'", 'decision.rank: has no effect with by = "thresholds"; it belongs to by = "budget"'),
+        ("by = 'budget'", 'decision.alerts_per_day: missing; by = "budget" needs it'),
+        ("by = 'budget'\nalerts_per_day = 0", "decision.alerts_per_day: expected more than 0, got 0.0"),
+        (
+            "by = 'budget'\nalerts_per_day = 10\ndeclines_per_day = 11",
+            "decision.declines_per_day: expected at most decision.alerts_per_day, which is 10.0",
+        ),
+        (
+            "by = 'budget'\nalerts_per_day = 10\nreview = 0.5",
+            'decision.review: has no effect with by = "budget"; it belongs to by = "thresholds"',
+        ),
+        (
+            "by = 'cost'\ndecline_precision = 0.5",
+            'decision.decline_precision: has no effect with by = "cost"; it belongs to by = "thresholds" or "budget"',
+        ),
+        ("by = 'cost'\ninsult_cost = 2", "decision.review_cost: expected more than 0; by ="),
+        ("by = 'cost'\nreview_cost = 2", "decision.insult_cost: missing, and insult_share too"),
+        (
+            "by = 'cost'\nreview_cost = 2\ninsult_cost = 2\nfraud_share = 0",
+            "decision.fraud_share: expected more than 0",
+        ),
+        (
+            "by = 'cost'\nreview_cost = 2\ninsult_cost = 2\nmargin = 0",
+            "decision.margin: expected 0.001 to 1000, got 0.0",
+        ),
+    ],
+)
+def test_decisions_that_cannot_be_meant(decision: str, message: str) -> None:
+    assert refused(MINIMAL_AMOUNT + f"[decision]\n{decision}\n").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("decision", "what"),
+    [
+        ("by = 'cost'\nreview_cost = 2\ninsult_share = 0.1", 'by = "cost"'),
+        ("by = 'budget'\nalerts_per_day = 10\nrank = 'money'", 'rank = "money"'),
+    ],
+)
+def test_deciding_by_money_needs_an_amount(decision: str, what: str) -> None:
+    parse_config(MINIMAL_AMOUNT + f"[decision]\n{decision}\n", "conf.toml")
+    without = MINIMAL_AMOUNT.replace("amount = 'a'\n", "") + f"[decision]\n{decision}\n"
+    assert refused(without) == f"decision: {what} needs the amount of a transaction; name its column in data.amount"
+
+
+def test_costs_may_be_named_whatever_decides() -> None:
+    """The report counts in them."""
+    decision = parse_config(MINIMAL_AMOUNT + "[decision]\nreview_cost = 3\nfraud_cost = 0\n", "c.toml").decision
+    assert (decision.by, decision.review_cost, decision.insult_cost) == ("thresholds", 3.0, None)
+
+
+MINIMAL_AMOUNT = "[data]\nuser = 'u'\ntime = 't'\namount = 'a'\n[features]\nnumeric = ['a']\n"
 DATA = "[data]\nuser = 'u'\ntime = 't'\nlabel = 'y'\nlabel_known_at = 'k'\n"
 
 

@@ -464,6 +464,23 @@ def test_means_over_parts_draw_a_group_equally_often_in_every_part() -> None:
     assert (minus.low, minus.high) == pytest.approx(tuple(np.quantile(difference, [0.1, 0.9])))
 
 
+def test_sums_are_drawn_by_group_and_their_columns_on_the_same_draws() -> None:
+    rng = np.random.default_rng(3)
+    value, group = rng.lognormal(0, 1, 600), rng.integers(0, 40, 600)
+    one_each = np.zeros(600)
+    one_each[np.unique(group, return_index=True)[1]] = 1
+    columns = np.stack([value, 3 * value, one_each, value - 3 * value], axis=1)
+    single, triple, constant, difference = metrics.bootstrap_sums(columns, group)
+    assert single.estimate == pytest.approx(value.sum())
+    assert single.low < single.estimate < single.high
+    assert [triple.low, triple.high] == pytest.approx([3 * single.low, 3 * single.high])
+    assert [difference.low, difference.high] == pytest.approx([-2 * single.high, -2 * single.low])
+    assert constant.low == constant.high == constant.estimate == 40, "every group has one, however they are drawn"
+    by_row = metrics.bootstrap_sums(columns, np.arange(600))[0]
+    assert by_row.estimate == pytest.approx(single.estimate)
+    assert (by_row.low, by_row.high) != (single.low, single.high)
+
+
 def test_means_over_one_part_are_the_intervals_of_that_part() -> None:
     label, score = random_rows(12)
     group = np.arange(600) // 5

@@ -1,35 +1,21 @@
-"""Decisions at and around their thresholds, and thresholds against a search over every cut."""
+"""Decisions at and around their thresholds, by expected loss and by expected cost, one by one and many at once."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
-from seqfraud.errors import BundleError, ConfigError, DataError
-from seqfraud.policy import (
-    DECISIONS,
-    NEVER,
-    Thresholds,
-    choose_thresholds,
-    decide,
-    decide_many,
-    flag_many,
-)
+from seqfraud.errors import BundleError
+from seqfraud.policy import DECISIONS, NEVER, Costs, Policy, Thresholds, flag_many
 
-Array = NDArray[Any]
-
-USUAL = Thresholds(is_fraud=0.5, review=0.3, decline=0.8)
-
-
-def validation_rows(seed: int, rows: int = 4000) -> tuple[Array, Array]:
-    random = np.random.default_rng(seed)
-    label = random.random(rows) < 0.08
-    return label, 1 / (1 + np.exp(-(random.normal(size=rows) + 4 * label - 4)))
+THRESHOLDS = Thresholds(is_fraud=0.5, review=0.3, decline=0.8)
+USUAL = Policy(THRESHOLDS)
+COSTS = Costs(review_cost=4.0, insult_cost=2.0, insult_share=0.1, fraud_cost=15.0, fraud_share=1.0, review_catches=0.8)
 
 
 # --- Deciding -------------------------------------------------------------------------------------
@@ -48,14 +34,14 @@ def validation_rows(seed: int, rows: int = 4000) -> tuple[Array, Array]:
     ],
 )
 def test_a_threshold_belongs_to_its_consequence(probability: float, decision: str) -> None:
-    assert decide(probability, USUAL) == decision
-    assert DECISIONS[decide_many([probability], USUAL)[0]] == decision
+    assert USUAL.decide(probability, None) == decision
+    assert DECISIONS[USUAL.decide_many([probability], None)[0]] == decision
 
 
 def test_equal_thresholds_leave_no_review_and_never_is_never() -> None:
-    assert decide(0.5, Thresholds(0.5, 0.5, 0.5)) == "decline"
-    assert decide(1.0, Thresholds(0.5, 0.5, NEVER)) == "review"
-    assert decide(1.0, Thresholds(NEVER, NEVER, NEVER)) == "approve"
+    assert Policy(Thresholds(0.5, 0.5, 0.5)).decide(0.5, 12.0) == "decline"
+    assert Policy(Thresholds(0.5, 0.5, NEVER)).decide(1.0, 12.0) == "review"
+    assert Policy(Thresholds(NEVER, NEVER, NEVER)).decide(1.0, 12.0) == "approve"
     assert not flag_many([1.0], Thresholds(NEVER, NEVER, NEVER)).any()
 
 
@@ -65,22 +51,161 @@ def test_float32_probabilities_meet_the_threshold_of_the_service() -> None:
     probability = np.float32(0.1)
     above = float(np.nextafter(float(probability), 1))
     assert np.asarray([probability]) >= above  # what numpy does by itself
-    thresholds = Thresholds(above, above, above)
-    assert decide(float(probability), thresholds) == "approve"
-    assert decide(probability, thresholds) == "approve"  # type: ignore[arg-type]
-    assert DECISIONS[decide_many(np.array([probability]), thresholds)[0]] == "approve"
-    assert not flag_many(np.array([probability]), thresholds)[0]
+    policy = Policy(Thresholds(above, above, above))
+    assert policy.decide(float(probability), None) == "approve"
+    assert policy.decide(probability, None) == "approve"  # type: ignore[arg-type]
+    assert DECISIONS[policy.decide_many(np.array([probability]), None)[0]] == "approve"
+    assert not flag_many(np.array([probability]), policy.thresholds)[0]
 
 
-@given(
-    st.lists(st.floats(0, 1) | st.just(float("nan"))),
-    st.lists(st.floats(0, 1) | st.just(NEVER), min_size=2, max_size=2).map(sorted),
+# --- By the amount --------------------------------------------------------------------------------
+
+probabilities = st.floats(0, 1) | st.just(float("nan"))
+amounts = st.floats(-1e6, 1e9) | st.sampled_from([0.0, -0.0, float("nan")])
+costs = st.builds(
+    Costs,
+    review_cost=st.floats(0, 100),
+    insult_cost=st.floats(0, 100),
+    insult_share=st.floats(0, 2),
+    fraud_cost=st.floats(0, 100),
+    fraud_share=st.floats(0, 2),
+    review_catches=st.floats(0, 1),
+    margin=st.floats(0.01, 100),
 )
-def test_many_decisions_are_those_one_by_one(probabilities: list[float], pair: list[float]) -> None:
-    thresholds = Thresholds(0.5, *pair)
-    codes = decide_many(probabilities, thresholds)
+thresholds = st.lists(st.floats(0, 1) | st.just(NEVER), min_size=2, max_size=2).map(
+    lambda pair: Thresholds(0.5, *sorted(pair))
+)
+policies = st.one_of(
+    st.builds(Policy, thresholds),
+    st.builds(Policy, thresholds, review_loss=st.floats(0, 1e6)),
+    st.builds(Policy, thresholds, costs=costs),
+)
+
+
+@given(policies, st.lists(st.tuples(probabilities, amounts)))
+def test_many_decisions_are_those_one_by_one(policy: Policy, rows: list[tuple[float, float]]) -> None:
+    p, a = [row[0] for row in rows], [row[1] for row in rows]
+    codes = policy.decide_many(p, a)
     assert codes.dtype == np.uint8
-    assert [DECISIONS[code] for code in codes] == [decide(p, thresholds) for p in probabilities]
+    assert [DECISIONS[code] for code in codes] == [policy.decide(*row) for row in rows]
+    without = policy.decide_many(p, None)
+    assert [DECISIONS[code] for code in without] == [policy.decide(row, None) for row in p]
+
+
+@given(policies, amounts, st.lists(st.floats(0, 1), min_size=2))
+def test_a_higher_probability_is_never_decided_more_mildly(policy: Policy, amount: float, several: list[float]) -> None:
+    if (
+        policy.costs is not None
+    ):  # where approving and reviewing cost the same but for rounding, either may be the least
+        several = [round(p, 2) for p in several]
+    codes = policy.decide_many(sorted(several), np.full(len(several), amount))
+    assert all(a <= b for a, b in pairwise(codes.tolist()))
+
+
+@given(policies, probabilities)
+def test_without_an_amount_the_thresholds_decide(policy: Policy, probability: float) -> None:
+    wanted = Policy(policy.thresholds).decide(probability, None)
+    assert policy.decide(probability, None) == policy.decide(probability, float("nan")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("probability", "amount", "decision"),
+    [
+        # of 100: approving costs 115 p, a review 4 + 23 p, declining 12 (1 - p)
+        (0.04, 100.0, "approve"),  # 4.60 against 4.92 and 11.52
+        (0.05, 100.0, "review"),  # 5.75, 5.15, 11.40
+        (0.22, 100.0, "review"),  # 25.3, 9.06, 9.36
+        (0.24, 100.0, "decline"),  # 27.6, 9.52, 9.12
+        # of nothing: 15 p, 4 + 3 p, 2 (1 - p): a review is never the cheapest
+        (0.11, 0.0, "approve"),  # 1.65, 4.33, 1.78
+        (0.13, 0.0, "decline"),  # 1.95, 4.39, 1.74
+        (0.13, -50.0, "decline"),  # a refund is worth nothing
+        # of 10,000: 10,015 p, 4 + 2,003 p, 1,002 (1 - p)
+        (0.0004, 1e4, "approve"),  # 4.006, 4.8, 1001.6
+        (0.0006, 1e4, "review"),  # 6.009, 5.2, 1001.4
+        (float("nan"), 100.0, "review"),
+    ],
+)
+def test_the_decision_is_the_one_of_least_expected_cost(probability: float, amount: float, decision: str) -> None:
+    policy = Policy(THRESHOLDS, costs=COSTS)
+    assert policy.decide(probability, amount) == decision
+    assert policy.decide(probability, np.float32(amount)) == decision  # type: ignore[arg-type]
+
+
+def test_what_is_done_has_to_promise_the_margin_times_what_it_costs() -> None:
+    # a review of 100 saves 92 p and costs 4
+    for margin in (0.5, 1.0, 2.0):
+        policy = Policy(THRESHOLDS, costs=replace(COSTS, margin=margin))
+        assert policy.decide(0.99 * margin * 4 / 92, 100.0) == "approve"
+        assert policy.decide(1.01 * margin * 4 / 92, 100.0) == "review"
+
+
+def test_what_costs_the_same_is_approved() -> None:
+    assert Policy(THRESHOLDS, costs=Costs(review_cost=0.0)).decide(0.5, 0.0) == "approve"
+    assert Policy(THRESHOLDS, costs=Costs(review_cost=5.0, insult_cost=50.0)).decide(0.5, 10.0) == "approve"
+
+
+@given(costs, st.lists(st.tuples(st.booleans(), st.floats(0, 1e4), st.integers(0, 2)), min_size=1))
+def test_realised_costs_are_the_expected_ones_of_certainties(costs: Costs, rows: list[tuple[bool, float, int]]) -> None:
+    """At margin 1; what a review costs and what it misses are two entries."""
+    fraud, amount, codes = (np.array(column) for column in zip(*rows, strict=True))
+    got = costs.of(fraud, amount, codes.astype(np.uint8)).sum(axis=0)
+    expected = replace(costs, margin=1.0)._expected(fraud.astype(float), amount)
+    wanted = [float(np.broadcast_to(expected[code], len(rows))[i]) for i, code in enumerate(codes)]
+    assert got.tolist() == pytest.approx(wanted)
+
+
+def test_by_expected_loss_the_sure_ones_are_declined_whatever_they_are_worth() -> None:
+    policy = Policy(THRESHOLDS, review_loss=20.0)
+    assert policy.decide(0.1, 199.0) == "approve"
+    assert policy.decide(0.1, 200.0) == "review"
+    assert policy.decide(0.79, 1.0) == "approve"
+    assert policy.decide(0.8, 1.0) == "decline"
+    assert policy.decide(0.8, 1e6) == "decline"
+    assert policy.decide(float("nan"), 1e6) == "review"
+
+
+@pytest.mark.parametrize("policy", [USUAL, Policy(THRESHOLDS, review_loss=1 / 3), Policy(THRESHOLDS, costs=COSTS)])
+def test_a_policy_survives_json_to_the_last_digit(policy: Policy) -> None:
+    plain = json.loads(json.dumps(policy.as_dict()))
+    assert Policy.from_dict({**plain, "other": 1}) == policy
+    assert plain["decision"]["by"] == policy.by
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (None, "decision: seen None; expected an object"),
+        ({}, "decision.by: seen None; expected one of thresholds, expected_loss, cost"),
+        ({"by": ["cost"]}, "decision.by: seen .'cost'.; expected one of"),
+        ({"by": "thresholds", "review": 0.5}, "decision.review: unknown; by thresholds there is nothing more to say"),
+        ({"by": "expected_loss"}, "decision.review: missing; expected a number"),
+        ({"by": "expected_loss", "review": -1.0}, "decision.review: seen -1.0; expected a number from 0 to 1e.12"),
+        ({"by": "expected_loss", "review": True}, "decision.review: seen True"),
+        (
+            {"by": "expected_loss", "review": 1.0, "margin": 1.0},
+            "decision.margin: unknown; the nearest valid key is review",
+        ),
+        ({"by": "cost", "margin": 2.0}, "decision.review_cost: missing"),
+        ({"margin": 0.0}, "decision.margin: seen 0.0; expected a number from 0.001 to 1000"),
+        ({"review_catches": 1.5}, "decision.review_catches: seen 1.5; expected a number from 0 to 1"),
+        ({"fraud_cost": float("nan")}, "decision.fraud_cost: seen nan"),
+        ({"insult_share": "0.1"}, "decision.insult_share: seen '0.1'; expected a number"),
+        ({"review_costs": 1.0}, "decision.review_costs: unknown; the nearest valid key is review_cost"),
+    ],
+)
+def test_a_decision_that_cannot_be_meant_is_refused(decision: Any, message: str) -> None:
+    plain = Policy(THRESHOLDS, costs=COSTS).as_dict()
+    whole = decision if decision is None or not decision or "by" in decision else {**plain["decision"], **decision}
+    with pytest.raises(BundleError, match=message):
+        Policy.from_dict({**plain, "decision": whole})
+
+
+def test_a_policy_decides_by_one_thing() -> None:
+    with pytest.raises(BundleError, match="expected one of them"):
+        Policy(THRESHOLDS, review_loss=1.0, costs=COSTS)
+    with pytest.raises(BundleError, match="decision: missing"):
+        Policy.from_dict({"thresholds": THRESHOLDS.as_dict()})
 
 
 # --- Thresholds as data ---------------------------------------------------------------------------
@@ -115,123 +240,3 @@ def test_thresholds_survive_json_to_the_last_digit() -> None:
 def test_a_manifest_that_cannot_be_meant_is_refused(values: Any, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         Thresholds.from_dict(values)
-
-
-# --- Choosing -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_is_fraud_has_the_best_f1_of_all_thresholds(seed: int) -> None:
-    label, p = validation_rows(seed, rows=800)
-    chosen = choose_thresholds(label, p)
-
-    def f1(threshold: float) -> float:
-        alert = p >= threshold
-        return float(2 * (alert & label).sum() / (alert.sum() + label.sum()))
-
-    assert f1(chosen.is_fraud) == pytest.approx(max(f1(threshold) for threshold in p))
-    assert chosen.review == chosen.is_fraud
-
-
-@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 1.0])
-def test_review_takes_the_alert_share_whatever_is_fraud_is(share: float) -> None:
-    label, p = validation_rows(1)
-    chosen = choose_thresholds(label, p, alert_share=share)
-    assert (p >= chosen.review).sum() == round(share * len(p))
-    assert chosen.is_fraud == choose_thresholds(label, p).is_fraud
-
-
-@pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.97])
-@pytest.mark.parametrize("share", [None, 0.02, 0.2])
-def test_decline_is_the_lowest_fraud_that_keeps_the_precision(precision: float, share: float | None) -> None:
-    label, p = validation_rows(2)
-    chosen = choose_thresholds(label, p, decline_precision=precision, alert_share=share)
-    allowed = [
-        cut
-        for cut in p[label]
-        if cut >= chosen.review and label[p >= cut].mean() >= precision and (p >= cut).sum() >= 20
-    ]
-    assert allowed
-    assert np.array_equal(p >= chosen.decline, p >= min(allowed))
-
-
-def test_decline_is_never_without_enough_alerts_or_precision() -> None:
-    label, p = validation_rows(3)
-    assert choose_thresholds(label, p, minimum_declines=2000).decline == NEVER
-    few = np.arange(100) >= 90  # ten frauds, all on top: precise, but too few to rely on
-    score = np.arange(100) / 100
-    assert choose_thresholds(few, score).decline == NEVER
-    assert choose_thresholds(few, score, minimum_declines=10).decline == pytest.approx(0.895)
-    assert choose_thresholds(~few, score, decline_precision=0.95).decline == NEVER
-
-
-def test_thresholds_lie_midway_so_that_noise_flips_no_row() -> None:
-    label = np.array([0] * 50 + [1] * 30)
-    p = np.concatenate([np.linspace(0.01, 0.2, 50), np.linspace(0.6, 0.9, 30)])
-    chosen = choose_thresholds(label, p)
-    assert list(chosen.as_dict().values()) == pytest.approx([0.4] * 3)
-    noise = np.random.default_rng(4).uniform(-1e-6, 1e-6, 80)
-    assert np.array_equal(decide_many(p + noise, chosen), decide_many(p, chosen))
-
-
-def test_between_neighbouring_floats_the_threshold_takes_in_the_upper_only() -> None:
-    upper = 0.75
-    lower = float(np.nextafter(upper, 0))
-    chosen = choose_thresholds([0, 1], [lower, upper])
-    assert chosen.is_fraud == upper
-
-
-def test_certain_frauds_beyond_the_alert_share_are_reviewed_all_the_same() -> None:
-    # A saturated model: 30 scores of exactly 1, a budget of 20. To look at none would be absurd.
-    p = np.append(np.linspace(0, 0.5, 970), np.ones(30))
-    chosen = choose_thresholds(p == 1, p, alert_share=0.02)
-    assert (p >= chosen.review).sum() == 30
-
-
-def test_a_model_that_says_the_same_of_all_alerts_nobody_within_a_share() -> None:
-    label = np.arange(1000) < 10
-    chosen = choose_thresholds(label, np.full(1000, 0.01), alert_share=0.01)
-    assert (chosen.review, chosen.decline) == (NEVER, NEVER)
-
-
-@given(
-    st.integers(1, 40).flatmap(
-        lambda n: st.tuples(
-            hnp.arrays(np.bool_, n),
-            hnp.arrays(np.float32, n, elements=st.floats(0, 1, width=32)),
-        )
-    ),
-    st.none() | st.floats(0.01, 1),
-    st.floats(0.1, 1),
-)
-def test_any_rows_with_fraud_give_valid_thresholds(
-    rows: tuple[Array, Array], share: float | None, precision: float
-) -> None:
-    label, p = rows
-    label[0] = True
-    chosen = choose_thresholds(label, p, alert_share=share, decline_precision=precision, minimum_declines=2)
-    assert Thresholds.from_dict(chosen.as_dict()) == chosen
-    declined = decide_many(p, chosen) == DECISIONS.index("decline")
-    if chosen.decline != NEVER:
-        assert declined.sum() >= 2 and label[declined].mean() >= precision
-    assert flag_many(p, chosen).any()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"decline_precision": 0.0}, "decision.decline_precision: seen 0.0; expected a share"),
-        ({"alert_share": 1.5}, "decision.alert_share: seen 1.5; expected a share above 0 and up"),
-        ({"minimum_declines": 0}, "minimum_declines: seen 0; expected at least 1"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_named(settings: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        choose_thresholds([0, 1], [0.1, 0.9], **settings)
-
-
-def test_without_fraud_there_is_nothing_to_choose_by() -> None:
-    with pytest.raises(DataError, match=r"no fraud in 2 validation rows.*lengthen \[split\]"):
-        choose_thresholds([0, 0], [0.1, 0.9])
-    with pytest.raises(DataError, match="probability: seen nan"):
-        choose_thresholds([0, 1], [0.1, np.nan])

@@ -19,16 +19,19 @@ MINUTE = 60_000
 def test_a_journal_scores_as_it_was_answered_while_the_service_runs(cards, tmp_path: Path, live, seed):
     with Service(cards, tmp_path, clock=lambda: START) as service:
         answers = live(service, seed, 300)
-        ids, probability = score_journal(cards, tmp_path, threads=1)
+        scored = score_journal(cards, tmp_path, threads=1)
+        probability = scored.probability
         accepted = [record.raw for record in service.journal.after(0) if isinstance(record, TransactionRecord)]
-    assert ids == list(answers)
+    assert scored.ids == list(answers)
+    assert scored.amount is not None
+    assert scored.amount.tolist() == [json.loads(raw)["amount"] for raw in accepted]
     np.testing.assert_allclose(probability, list(answers.values()), atol=1e-5)
     assert np.std(probability) > 0.05
     # labels matter, or this could not see one that is lost or heard at another time
     with Service(cards, tmp_path / "other", clock=lambda: START) as service:
         for raw in accepted:
             service.score(raw)
-        _, without = score_journal(cards, tmp_path / "other", threads=1)
+        without = score_journal(cards, tmp_path / "other", threads=1).probability
     assert np.abs(without - probability).max() > 1e-3
 
 
@@ -68,8 +71,7 @@ def test_what_is_torn_off_at_the_end_is_left_out_and_damage_before_it_refused(ca
     (file,) = (tmp_path / "journal").glob("*.log")
     data = file.read_bytes()
     file.write_bytes(data[:-3])
-    ids, _ = score_journal(cards, tmp_path)
-    assert ids in (list(answers), list(answers)[:-1])
+    assert score_journal(cards, tmp_path).ids in (list(answers), list(answers)[:-1])
     later = file.with_name("999999999999999.log")
     later.write_bytes(data)
     with pytest.raises(RunError, match="after record"):

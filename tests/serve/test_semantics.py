@@ -27,7 +27,6 @@ from seqfraud.bulk import read_for_bundle, score_table
 from seqfraud.bundle import Bundle
 from seqfraud.config import DAY_MS
 from seqfraud.errors import JournalError, RequestError
-from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, initial_states
 from seqfraud.sequences import encode
 from seqfraud.vocabulary import UNSEEN
@@ -108,12 +107,12 @@ class Reference:
         event = Event(row, {}, self.context(row), 1.0 if ratio == -1 else round(ratio * 65536) / 65536)
         mine = [e for e in self.events if e.row["user"] == row["user"]]
         probability = self.probability([*before, event])
-        thresholds = self.bundle.manifest.thresholds
+        policy = self.bundle.manifest.policy
         event.answer = {
             "transaction_id": str(row["id"]),
             "fraud_probability": probability,
-            "is_fraud": probability >= thresholds.is_fraud,
-            "decision": decide(probability, thresholds),
+            "is_fraud": probability >= policy.thresholds.is_fraud,
+            "decision": policy.decide(probability, row["amount"]),
             "reasons": [],
             "model": self.bundle.id,
             "history": sum(e.time <= row["time"] for e in mine),
@@ -367,12 +366,12 @@ def compare(service: Service, reference: Reference, kind: str, content: Any) -> 
         assert got == wanted
         return
     assert got["fraud_probability"] == pytest.approx(wanted["fraud_probability"], abs=TOLERANCE)
-    p, thresholds = got["fraud_probability"], reference.bundle.manifest.thresholds
+    p, policy = got["fraud_probability"], reference.bundle.manifest.policy
     assert got == {
         **wanted,
         "fraud_probability": p,
-        "is_fraud": p >= thresholds.is_fraud,
-        "decision": decide(p, thresholds),
+        "is_fraud": p >= policy.thresholds.is_fraud,
+        "decision": policy.decide(p, content["amount"]),
     }
     event = next(e for e in reference.events if e.answer["transaction_id"] == got["transaction_id"])
     record = service.journal.transaction(got["transaction_id"])

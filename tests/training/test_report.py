@@ -12,21 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seqfraud.choosing import Choice
 from seqfraud.config import parse_config
 from seqfraud.metrics import CalibrationBin
-from seqfraud.policy import NEVER, Thresholds
+from seqfraud.policy import NEVER, Costs, Policy, Thresholds
 from training.prepare import Prepared, prepare
 from training.report import (
     Baselines,
     ReportContent,
+    percent,
     pooled,
     read_baselines,
     render_report,
     report_content,
     write_report,
 )
-from training.report_data import Bin, amount_bands, assess, history_bands, wilson
-from training.run import qualities
+from training.report_data import Bin, amount_bands, assess, history_bands, money_text, wilson
+from training.run import measure_worth, qualities
+from training.worth import described_choice, scored_days
 
 CONFIG = """
 [data]
@@ -53,7 +56,7 @@ HOSTILE = "<script>alert(1)</script>"
 VALUES = ['<img src=x onerror="alert(2)">', "a & b", "$\\frac{1}{2}$", "plain"]
 START = np.datetime64("2025-01-01T00:00:00", "ms")
 SECTIONS = {
-    "verdict", "models", "curves", "choices", "training", "segments", "misses", "cleaning", "configuration", "glossary"
+    "verdict", "models", "curves", "worth", "choices", "training", "segments", "misses", "cleaning", "configuration", "glossary"
 }  # fmt: skip
 
 
@@ -111,7 +114,7 @@ class Made:
 
     prepared: Prepared
     probability: Any
-    thresholds: Thresholds
+    policy: Policy
     metrics: dict[str, Any]
 
 
@@ -141,16 +144,21 @@ def made(folder: Path, data: pa.Table, config: str = CONFIG, cut: float = 0.5, g
     rng = np.random.default_rng(1)
     odds = rng.normal(-3, 1.5, len(prepared.label)) + good * (prepared.label == 1)
     probability = 1 / (1 + np.exp(-odds))
-    thresholds = Thresholds(is_fraud=cut, review=cut, decline=NEVER)
+    policy = Policy(Thresholds(is_fraud=cut, review=cut, decline=NEVER))
+    validation = scored_days(prepared, probability, "validation")
+    assert validation is not None
+    choice = described_choice(prepared.config.decision, validation, Choice(policy))
     epochs = [{"epoch": i, "loss": 1 / i, "validation_average_precision": 0.1 * i} for i in (1, 2, 3)]
     metrics = {
         "best_epoch": 2,
         "epochs": epochs,
         "device": "cpu",
         "rows": {name: int(mask.sum()) for name, mask in vars(prepared.rows).items()},
-        **qualities(prepared, probability, thresholds),
+        **qualities(prepared, probability, policy.thresholds),
+        "choice": choice,
+        "worth": measure_worth(prepared, probability, policy, choice["alternatives"]),
     }
-    return Made(prepared, probability, thresholds, metrics)
+    return Made(prepared, probability, policy, metrics)
 
 
 def baselines(of: Made, names: tuple[str, ...] = ("boosted_trees", "logistic_regression")) -> Baselines:
@@ -164,7 +172,7 @@ def baselines(of: Made, names: tuple[str, ...] = ("boosted_trees", "logistic_reg
 
 def content(of: Made, others: Baselines | None = None) -> ReportContent:
     return report_content(
-        of.prepared, of.probability, of.metrics, of.thresholds, title="run <b>1</b>", config_text=CONFIG,
+        of.prepared, of.probability, of.metrics, of.policy, title="run <b>1</b>", config_text=CONFIG,
         command=("seqfraud train c.toml", ), baselines=others, versions={"seqfraud": "1.2.3"},
     )  # fmt: skip
 
@@ -190,7 +198,7 @@ def test_every_section_is_there_and_every_link_leads_to_one(page: Page) -> None:
     assert links == {f"#{name}" for name in SECTIONS - {"verdict"}}
     titles = [
         "Precision and recall", "Scores by class", "Calibration over all rows", "Calibration in the top 1 %",
-        "Alerts against fraud money caught", "Alerts against precision", "Loss on the training days",
+        "Alerts against fraud money caught", "Alerts against precision", "Cost against reviews", "Loss on the training days",
         "Average precision on the validation days",
     ]  # fmt: skip
     for title in titles:
@@ -271,6 +279,69 @@ def test_figures_are_those_of_metrics_json(run: Made, page: Page, tmp_path: Path
     assert "Better than every baseline" in page.text
 
 
+def test_what_decisions_are_worth_stands_there_for_both_parts(run: Made, page: Page) -> None:
+    worth = run.metrics["worth"]
+    for part in ("validation", "test"):
+        header, *rows = page.tables[f"worth-{part}"]
+        policies = worth[part]["policies"]
+        assert [row[0] for row in rows] == list(policies)
+        assert list(policies)[:2] == ["no model", "this policy"]
+        assert len(policies) > 2, "and something to compare it with"
+        for row, of in zip(rows, policies.values(), strict=True):
+            assert len(row) == len(header)
+            assert row[1].startswith(f"{of['alerts']:,.1f}")
+            assert row[8].startswith(money_text(of["cost"]["estimate"]))
+    mine = worth["test"]["policies"]["this policy"]["saved"]
+    assert f"it saves {money_text(mine['estimate'])} a day" in page.text
+    assert "[decision] names no costs" in page.text
+
+
+@pytest.mark.parametrize(
+    ("decision", "policy", "words"),
+    [
+        (
+            'by = "budget"\nalerts_per_day = 9\ndeclines_per_day = 2',
+            Policy(Thresholds(0.5, 0.4, 0.9), review_loss=5.0),
+            [
+                "an expected loss of 5.00",
+                "a mean of 9 alerts a day",
+                "a mean of 2 declines a day",
+                "a budget of 9 alerts",
+            ],
+        ),
+        (
+            'by = "cost"\nreview_cost = 2\ninsult_share = 0.5',
+            Policy(Thresholds(0.5, 0.4, 0.9), costs=Costs(2.0, insult_share=0.5, margin=2.0)),
+            [
+                "margin",
+                "1, unless another cost less",
+                "review from 0.4000",
+                "a review 2.00",
+                "declined 0.5 × its amount",
+            ],
+        ),
+        (
+            "review = 0.4\ndecline = 0.9",
+            Policy(Thresholds(0.5, 0.4, 0.9)),
+            ["Decided is by thresholds", "0.4000 given", "0.9000 given"],
+        ),
+    ],
+)
+def test_what_decides_is_said_with_what_it_took_in(run: Made, decision: str, policy: Policy, words: list[str]) -> None:
+    prepared = replace(run.prepared, config=parse_config(f"{CONFIG}[decision]\n{decision}\n", "test"))
+    metrics = {**run.metrics, "worth": measure_worth(prepared, run.probability, policy, {})}
+    page = shown(content(replace(run, prepared=prepared, policy=policy, metrics=metrics)))
+    shown_words = " ".join(" ".join(part.split()) for row in page.tables["choice-table"] for part in row) + page.text
+    for one in words:
+        assert one in shown_words, one
+    arrival = prepared.encoded.arrival[prepared.rows.test]
+    amount = prepared.table.amount()
+    assert amount is not None
+    acts = policy.decide_many(run.probability[prepared.rows.test], amount[arrival]) > 0
+    row = next(row for row in page.tables["choice-table"] if row[0] in ("review from", "review or decline"))
+    assert row[-1].startswith(percent(float(acts.mean())))
+
+
 def test_segments_add_up(run: Made) -> None:
     found = assess(content(run))
     held = content(run).held_out
@@ -302,7 +373,7 @@ def test_misses_are_frauds_below_the_threshold_with_their_users_events_in_order(
         row = ids.index(miss.transaction)
         assert (fraud.time, fraud.amount, fraud.label) == (table.time[row], amount[row], 1)
         assert fraud.probability is not None
-        assert fraud.probability < run.thresholds.is_fraud
+        assert fraud.probability < run.policy.thresholds.is_fraud
         times = [event.time for event in miss.events]
         assert times == sorted(times)
         own = np.sort(table.time[table.user.codes == table.user.codes[row]])

@@ -28,7 +28,7 @@ from seqfraud.nn.model import SequenceModel
 from seqfraud.policy import flag_many
 from seqfraud.verification import verify_bundle
 from training.prepare import prepare
-from training.run import all_logits, calibrated, evaluate_run, train_run
+from training.run import all_logits, calibrated, decide_run, evaluate_run, train_run
 
 torch.set_num_threads(1)
 
@@ -196,7 +196,7 @@ def test_figures_are_those_of_the_probabilities(trained: Trained) -> None:
         figures = trained.metrics[part]
         assert (figures["rows"], figures["frauds"]) == (mask.sum(), (label == 1).sum())
         assert figures["average_precision"] == pytest.approx(average_precision(label, probability))
-        flagged = flag_many(probability, load_run(trained.run).thresholds)
+        flagged = flag_many(probability, load_run(trained.run).policy.thresholds)
         assert figures["flagged"] == flagged.sum() > 0
         assert figures["precision"] == pytest.approx((label[flagged] == 1).mean())
         assert figures["recall"] == pytest.approx(flagged[label == 1].mean())
@@ -222,7 +222,7 @@ def test_the_model_that_is_read_has_the_weights_and_logits_that_were_trained(tra
     np.testing.assert_array_equal(all_logits(run.model, prepared, CPU), trained.logits)
     assert run.calibration == {"method": "platt", "scale": float(run.model.scale), "shift": float(run.model.shift)}
     assert run.model.scale != 1
-    assert run.thresholds.as_dict() == trained.metrics["thresholds"]
+    assert run.policy.as_dict() == {name: trained.metrics[name] for name in ("thresholds", "decision")}
     assert run.data == trained.data
 
 
@@ -270,7 +270,7 @@ def test_evaluation_gives_the_figures_of_the_training(
     monkeypatch.chdir(tmp_path)
     moved = spoil(trained, tmp_path / "elsewhere")
     evaluated = evaluate_run(load_run(moved), None, "cpu")
-    parts = ("split", "rows", "cleaning", "validation", "test")
+    parts = ("split", "rows", "cleaning", "worth", "validation", "test")
     assert evaluated == {name: trained.metrics[name] for name in parts}
 
 
@@ -288,7 +288,7 @@ def test_evaluation_on_other_data_fits_nothing(trained: Trained, tmp_path: Path)
     probability = calibrated(run.model, all_logits(run.model, prepared, CPU))[prepared.rows.test]
     expected = average_precision(prepared.label[prepared.rows.test], probability)
     assert evaluated["test"]["average_precision"] == pytest.approx(expected, abs=1e-12)
-    flagged = flag_many(probability, run.thresholds)
+    flagged = flag_many(probability, run.policy.thresholds)
     assert evaluated["test"]["flagged"] == flagged.sum()
     assert all(torch.equal(v, trained.state[k]) for k, v in run.model.state_dict().items())
 
@@ -427,6 +427,95 @@ def test_an_unknown_device_is_an_error_before_anything_is_read(tmp_path: Path) -
         train_run(config, tmp_path / "absent.parquet", tmp_path / "run", "tpu")
 
 
+# --- Decisions ---------------------------------------------------------------------------------------------------
+
+COST = """
+[decision]
+by = "cost"
+review_cost = 4.0
+insult_cost = 3.0
+insult_share = 0.1
+fraud_cost = 15.0
+"""
+
+
+@pytest.fixture(scope="module")
+def by_cost(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run after its [decision] was changed and `seqfraud decide` chose by it."""
+    run = spoil(trained, tmp_path_factory.mktemp("decided"))
+    with (run / "config.toml").open("a", encoding="utf-8") as file:
+        file.write(COST)
+    for refused in (lambda: load_run(run), lambda: export_run(load_run(run), run / "bundle")):
+        with pytest.raises(RunError, match=r"the \[decision\] of config.toml was changed; `seqfraud decide "):
+            refused()
+    decide_run(load_run(run, decided=False), None, "cpu")
+    return run
+
+
+def test_another_policy_needs_no_training_and_reaches_the_bundle(trained: Trained, by_cost: Path) -> None:
+    run = load_run(by_cost)
+    assert (by_cost / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
+    assert run.policy.by == "cost"
+    assert run.policy.thresholds.is_fraud == load_run(trained.run).policy.thresholds.is_fraud
+    metrics = json.loads((by_cost / "metrics.json").read_text())
+    assert run.policy.as_dict() == {name: metrics[name] for name in ("thresholds", "decision")}
+    assert metrics["choice"]["chosen_on"] == "validation rows"
+    assert export_run(run, by_cost.parent / "bundle").manifest.policy == run.policy
+    assert "Decided is by the least expected cost" in (by_cost / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_what_decisions_are_worth_is_what_counting_gives(trained: Trained, by_cost: Path, part: str) -> None:
+    run = load_run(by_cost)
+    worth = json.loads((by_cost / "metrics.json").read_text())["worth"]
+    prepared = prepare(run.config, trained.data)
+    mask = getattr(prepared.rows, part)
+    fraud, arrival = prepared.label[mask] == 1, prepared.encoded.arrival[mask]
+    amount = prepared.table.amount()
+    assert amount is not None
+    decisions = [run.policy.decide(p, a) for p, a in zip(trained.probability[mask], amount[arrival], strict=True)]
+    lost = insulted = reviewed = without = 0.0
+    for decision, is_fraud, money in zip(decisions, fraud, amount[arrival], strict=True):
+        without += (15 + money) * is_fraud
+        lost += (15 + money) * (is_fraud and decision == "approve")
+        reviewed += 4 * (decision == "review")
+        insulted += (3 + 0.1 * money) * (not is_fraud and decision == "decline")
+    days, found = worth[part]["days"], worth[part]["policies"]
+    mine = found["this policy"]
+    assert days == pytest.approx(5 if part == "validation" else 9, rel=0.01)
+    assert mine["fraud_lost"] == pytest.approx(lost / days)
+    assert mine["review_costs"] == pytest.approx(reviewed / days)
+    assert mine["insult_costs"] == pytest.approx(insulted / days)
+    assert mine["cost"]["estimate"] == pytest.approx((lost + reviewed + insulted) / days)
+    assert found["no model"]["cost"]["estimate"] == pytest.approx(without / days)
+    assert mine["saved"]["estimate"] == pytest.approx((without - lost - reviewed - insulted) / days)
+    assert mine["saved"]["low"] < mine["saved"]["estimate"] < mine["saved"]["high"]
+    assert mine["alerts"] == pytest.approx(sum(d != "approve" for d in decisions) / days)
+    assert mine["less_than_this"] == {"estimate": 0, "low": 0, "high": 0}
+    assert list(found)[:2] == ["no model", "this policy"]
+    for name in list(found)[2:]:
+        other = found[name]
+        assert other["less_than_this"]["estimate"] == pytest.approx(
+            mine["cost"]["estimate"] - other["cost"]["estimate"]
+        )
+
+
+def test_the_policies_of_comparison_are_chosen_on_the_validation_days_once(
+    trained: Trained, by_cost: Path, tmp_path: Path
+) -> None:
+    """On other data they are measured as they are, whatever the labels of those say."""
+    chosen = json.loads((by_cost / "metrics.json").read_text())["choice"]["alternatives"]
+    table = make_data(seed=9)
+    turned = pa.array(1 - table["fraud"].to_numpy())
+    path = tmp_path / "turned.parquet"
+    pq.write_table(table.set_column(table.schema.get_field_index("fraud"), "fraud", turned), path)
+    run = load_run(by_cost)
+    found = evaluate_run(run, path, "cpu")["worth"]["test"]["policies"]
+    assert list(found) == ["no model", "this policy", *chosen]
+    assert json.loads((by_cost / "metrics.json").read_text())["choice"]["alternatives"] == chosen
+    assert load_run(by_cost).policy == run.policy
+
+
 # --- Export and bulk scoring -------------------------------------------------------------------------------------
 
 
@@ -450,7 +539,7 @@ def test_the_manifest_carries_what_training_found(trained: Trained, bundle: Bund
     assert manifest.missing == ("age", "lat", "long")
     assert manifest.vocabularies[0].column == "kind"
     assert set(manifest.vocabularies[0].values) >= {"grocery", "travel"}
-    assert manifest.thresholds == run.thresholds
+    assert manifest.policy == run.policy
     assert manifest.calibration == run.calibration
     assert manifest.fingerprint == run.fingerprint
     assert manifest.metrics == {part: trained.metrics[part] for part in ("validation", "test")}

@@ -116,7 +116,7 @@ def test_noise_is_dropped_and_what_the_label_is_made_of_is_kept(folder: Path) ->
     assert last["difference"] >= -MARGIN
     assert last["average_precision"] == pytest.approx(found["full"]["average_precision"] + last["difference"])
     assert last["average_precision"] == pytest.approx(metrics["validation"]["average_precision"], abs=1e-3)
-    assert metrics["chosen_on"] == "validation rows: inputs, epochs, calibration, thresholds"
+    assert metrics["chosen_on"] == "validation rows: inputs, epochs, calibration, thresholds, decisions"
 
 
 def test_the_configuration_as_used_has_the_inputs_that_are_left_and_the_users_words(folder: Path) -> None:
