@@ -16,6 +16,7 @@ __all__ = [
     "Error",
     "LabelCounts",
     "ModelInForce",
+    "Reason",
     "Refusal",
     "State",
     "UserEvent",
@@ -29,6 +30,22 @@ def _said(description: str, **constraints: Any) -> msgspec.Meta:
     return msgspec.Meta(description=description, extra_json_schema=constraints or None)
 
 
+class Reason(msgspec.Struct):
+    """Why a transaction was not approved."""
+
+    code: Annotated[
+        str, _said("A word of a fixed vocabulary, some with the column they are about; `rule:NAME`, `list:NAME`.")
+    ]
+    text: Annotated[str, _said("The same for people, with the figures of this transaction.")]
+    contribution: Annotated[
+        float | None,
+        _said(
+            "By how much the log-odds of fraud fall with the user's usual value in place of what is named; null where "
+            "nothing was worked out."
+        ),
+    ]
+
+
 class Answer(msgspec.Struct, omit_defaults=True):
     """The answer to one transaction, as HTTP gives it; `degraded` is there only where it is true."""
 
@@ -38,7 +55,9 @@ class Answer(msgspec.Struct, omit_defaults=True):
     ]
     is_fraud: Annotated[bool, _said("The probability reaches the threshold chosen on validation days.")]
     decision: Annotated[Decision, _said("By the thresholds of the deployment.")]
-    reasons: Annotated[list[str], _said("Empty for now.")]
+    reasons: Annotated[
+        list[Reason], _said("Why it is not approved, the largest contribution first; empty where it is approved.")
+    ]
     model: Annotated[str, _said("Identifies the bundle that scored.")]
     history: Annotated[int, _said("Accepted transactions of the user ordered before this one.", minimum=0)]
     late: Annotated[bool, _said("Older than the user's newest transaction.")]

@@ -25,7 +25,7 @@ from seqfraud.errors import JournalError, ModelError, RequestError, RunError, Se
 from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
-from serve.answers import Answer
+from serve.answers import Answer, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
@@ -314,7 +314,7 @@ class Service:
             fraud_probability=None,
             is_fraud=decision == "decline",
             decision=decision,
-            reasons=[f"degraded: {code}: {limit}"],
+            reasons=[Reason("degraded", f"{code}: {limit}", None)],
             model=self.bundle.id,
             history=history,
             late=late,
