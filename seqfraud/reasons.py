@@ -12,8 +12,8 @@ transaction with the change made. This is the fixed vocabulary:
     far_from_last_place, impossible_speed      the place, nearer to the last one
     known_fraud:COLUMN                         an entity's known frauds, replaced by none
     unusual_activity:COLUMN, new_entity:COLUMN an entity's transactions of late
-    minutes_after_test_payment                 the history without the small payment shortly before
-    rapid_succession                           the history without the events right before
+    minutes_after_test_payment                 the history as of before a small payment shortly before
+    rapid_succession                           the history as of before the events right before
     recent_history                             the history as of before the events that the ring holds
 
 A usual value is the middle one of the user's events in the ring, a category the most common one; from fewer than `FEWEST`
@@ -380,29 +380,34 @@ class Replacements:
     def _history_changes(self, event: Event, usual: _Usual) -> list[Change]:
         time, times, count = event.integers.item(0), usual.times, len(usual.times)
         changes = []
-        limit = min(SESSION_MS, math.inf if math.isnan(usual.gap) else usual.gap / SESSION)
-        begin = _session(time, times, limit)
-        if begin < count:
-            spent = _duration(time - times[begin])
-            text = f"{count - begin + 1} transactions within {spent}"
+        test = self._test_payment(event, usual)
+        if test < count:
+            spent, small = _duration(time - times[test]), _figure(event.past_values.item(test, self._amount))
+            text = f"{spent} after a payment like a test: {self._amount_name} {small}"
+            if count - test > 1:
+                text += f"; {count - test - 1} more since then"
+            left = range(test, count)
+            changes.append(Change("history", None, None, "minutes_after_test_payment", text, left_out=left))
+        begin = _session(time, times, min(SESSION_MS, math.inf if math.isnan(usual.gap) else usual.gap / SESSION))
+        if begin < test:
+            text = f"{count - begin + 1} transactions within {_duration(time - times[begin])}"
             if not math.isnan(usual.gap):
                 text += f"; {usual.whose} gap is {_duration(int(usual.gap))}"
             left = range(begin, count)
             changes.append(Change("history", None, None, "rapid_succession", text, left_out=left))
-        at = self._amount
-        if at is not None and usual.values[at] > 0:
-            most = TEST * min(usual.values[at], event.values.item(at))
-            begin = _session(time, times, SESSION_MS)
-            amounts = event.past_values[begin:, at].tolist()
-            test = next((i for i, amount in enumerate(amounts) if 0 <= amount <= most), None)
-            if test is not None:
-                small = f"{self._amount_name} {_figure(amounts[test])}"
-                text = f"{_duration(time - times[begin + test])} after a payment like a test: {small}"
-                left = range(begin + test, begin + test + 1)
-                changes.append(Change("history", None, None, "minutes_after_test_payment", text, left_out=left))
         text = f"the order and pattern of this user's last {count} transactions"
         changes.append(Change("history", None, None, "recent_history", text, forgotten=True))
         return changes
+
+    def _test_payment(self, event: Event, usual: _Usual) -> int:
+        """Which of the events before in the same session is the first that may be a test; n where none is."""
+        at, count = self._amount, len(usual.times)
+        if at is None or not usual.values[at] > 0:
+            return count
+        begin = _session(event.integers.item(0), usual.times, SESSION_MS)
+        most = TEST * min(usual.values[at], event.values.item(at))
+        amounts = event.past_values[begin:, at].tolist()
+        return next((begin + i for i, amount in enumerate(amounts) if 0 <= amount <= most), count)
 
 
 def _session(time: int, times: list[int], limit: float) -> int:

@@ -373,6 +373,7 @@ def compare(service: Service, reference: Reference, kind: str, content: Any) -> 
         "fraud_probability": p,
         "is_fraud": p >= thresholds.is_fraud,
         "decision": decide(p, thresholds),
+        "reasons": got["reasons"],  # see test_reasons.py
     }
     event = next(e for e in reference.events if e.answer["transaction_id"] == got["transaction_id"])
     record = service.journal.transaction(got["transaction_id"])
