@@ -323,7 +323,7 @@ def _operation(
         **({"description": operation.description} if operation.description else {}),
     }
     if "{" in operation.path:
-        name = operation.path.partition("{")[2].rstrip("}")
+        name = operation.path.partition("{")[2].partition("}")[0]
         about["parameters"] = [
             {
                 "name": name,
