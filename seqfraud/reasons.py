@@ -380,10 +380,10 @@ class Replacements:
     def _history_changes(self, event: Event, usual: _Usual) -> list[Change]:
         time, times, count = event.integers.item(0), usual.times, len(usual.times)
         changes = []
-        test = self._test_payment(event, usual)
+        test, amount = self._test_payment(event, usual)
         if test < count:
-            spent, small = _duration(time - times[test]), _figure(event.past_values.item(test, self._amount))
-            text = f"{spent} after a payment like a test: {self._amount_name} {small}"
+            spent = _duration(time - times[test])
+            text = f"{spent} after a payment like a test: {self._amount_name} {_figure(amount)}"
             if count - test > 1:
                 text += f"; {count - test - 1} more since then"
             left = range(test, count)
@@ -399,15 +399,16 @@ class Replacements:
         changes.append(Change("history", None, None, "recent_history", text, forgotten=True))
         return changes
 
-    def _test_payment(self, event: Event, usual: _Usual) -> int:
-        """Which of the events before in the same session is the first that may be a test; n where none is."""
+    def _test_payment(self, event: Event, usual: _Usual) -> tuple[int, float]:
+        """Which of the events before in the same session is the first that may be a test, and its amount; n where none is."""
         at, count = self._amount, len(usual.times)
         if at is None or not usual.values[at] > 0:
-            return count
+            return count, math.nan
         begin = _session(event.integers.item(0), usual.times, SESSION_MS)
         most = TEST * min(usual.values[at], event.values.item(at))
         amounts = event.past_values[begin:, at].tolist()
-        return next((begin + i for i, amount in enumerate(amounts) if 0 <= amount <= most), count)
+        small = ((begin + i, amount) for i, amount in enumerate(amounts) if 0 <= amount <= most)
+        return next(small, (count, math.nan))
 
 
 def _session(time: int, times: list[int], limit: float) -> int:

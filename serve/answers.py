@@ -16,6 +16,8 @@ __all__ = [
     "Attribution",
     "Error",
     "Explanation",
+    "GivenAnswer",
+    "GivenLabel",
     "LabelCounts",
     "ModelInForce",
     "PastEvent",
@@ -109,6 +111,22 @@ class Explanation(msgspec.Struct):
     events: Annotated[
         list[PastEvent], _said("The user's transactions before it that are kept in memory, newest first.")
     ]
+
+
+class GivenLabel(msgspec.Struct):
+    """A label as it was said."""
+
+    is_fraud: bool
+    known_at: Annotated[int, _said("Milliseconds since 1970 from which it counts.")]
+    said_at: Annotated[int, _said("Milliseconds since 1970 at which it was stored.")]
+    source: Annotated[str, _said("Where it is known from, as it was posted.")]
+    author: Annotated[str, _said("Id of the API key that said it, `anonymous` without keys, or a command.")]
+
+
+class GivenAnswer(Answer, kw_only=True):
+    """The answer to a transaction exactly as it was given, and what was said of it since."""
+
+    labels: Annotated[list[GivenLabel], _said("In the order in which they were said; the last one counts.")]
 
 
 class LabelCounts(msgspec.Struct):

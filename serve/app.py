@@ -32,6 +32,7 @@ from serve.keys import Keyring
 from serve.limits import RateLimiter
 from serve.openapi import ROLES
 from serve.pages import Page
+from serve.records import ANONYMOUS
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
@@ -74,11 +75,11 @@ class ServiceLike(Protocol):
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`, in order."""
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str) -> bytes:
         """A JSON array of labels -> how many were new, changed, unknown."""
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given."""
+        """The answer as it was given, and the labels said since."""
 
     def explanation(self, transaction_id: str) -> bytes:
         """What its score is made of."""
@@ -122,7 +123,7 @@ def create_app(
 
     @route("POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_json(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
@@ -243,6 +244,12 @@ def _finish(api: Any) -> WSGIApplication:
         return body
 
     return application
+
+
+def _author(request: Any) -> str:
+    """Who does what a request asks for: the id of its key."""
+    author: str = request.env.get("seqfraud.key", ANONYMOUS)
+    return author
 
 
 def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:

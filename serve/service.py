@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,16 @@ from seqfraud.errors import JournalError, ModelError, RequestError, RunError, Se
 from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
-from serve.answers import Answer, Explanation, PastEvent, Reason
+from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
-from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
+from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
 from serve.reasons import COMBINATION, Explainer, Situation
-from serve.records import Record
+from serve.records import ANONYMOUS, Record
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
 _log = logging.getLogger(__name__)
@@ -137,6 +137,8 @@ class Service:
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
         self._fallback = fallback
+        self._folds: dict[str, tuple[Callable[[ActionRecord], None], ...]] = {}
+        """Who follows the actions of a kind."""
         self._failing = ""
         """Why the last transaction that was tried could not be scored; empty where it could."""
         self.degraded_answers = {MODEL: 0, STORAGE: 0}
@@ -159,6 +161,7 @@ class Service:
             self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
             opened.pop_all()
+        _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
@@ -195,6 +198,7 @@ class Service:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
         if isinstance(record, LabelRecord):
             self._memory.hear(record)
+        if not isinstance(record, TransactionRecord):
             return
         taken = self._memory.take(record, reads_alike[record.bundle])
         self._score(taken.transaction, taken.context).commit()
@@ -218,6 +222,7 @@ class Service:
                 return
             self._ready = False  # a snapshot that is being taken gets no name any more
             self._journal.close()
+            _log.info("%s at the end", _head_words(self._journal.head))
         self._stop_snapshots()
         with self._snapshotting:
             self._folder_lock.release()
@@ -241,14 +246,15 @@ class Service:
         """
         with self._snapshotting:
             with self._lock:
-                seq = self._journal.last_seq
+                seq, head = self._journal.last_seq, self._journal.head
                 capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
             self._snapshot_seq = seq
+            _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
         return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
@@ -356,12 +362,7 @@ class Service:
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
-            with _graphs_may_fail():
-                scored = self._score(transaction, context)
-            answer = self._answer(transaction, scored)
-            if answer.decision != "approve":
-                with _graphs_may_fail():
-                    answer.reasons = self._explainer.reasons(self._situation(transaction, scored)) or [COMBINATION]
+            scored, answer = self.judge(transaction, context)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -386,6 +387,20 @@ class Service:
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
+
+    def judge(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> tuple[Scored, Answer]:
+        """What the graph says of a transaction at its place in its user's history, and the answer that follows from it.
+
+        The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
+        is changed only by `commit`. Under the lock. Raises ModelError.
+        """
+        with _graphs_may_fail():
+            scored = self._score(transaction, context)
+        answer = self._answer(transaction, scored)
+        if answer.decision != "approve":
+            with _graphs_may_fail():
+                answer.reasons = self._explainer.reasons(self._situation(transaction, scored)) or [COMBINATION]
+        return scored, answer
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
@@ -484,13 +499,13 @@ class Service:
 
     # ---- labels
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str = ANONYMOUS) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits), author))
         self._wait_durable(self._journal.last_seq)
         return answer
 
-    def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
+    def hear_labels(self, labels: list[SaidLabel], author: str = ANONYMOUS) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
         column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
         labels = [
@@ -506,7 +521,7 @@ class Service:
             self._require_ready()
             self.check_deadline()
             try:
-                counts, records = self._store_labels(labels)
+                counts, records = self._store_labels(labels, author)
             except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
@@ -515,7 +530,7 @@ class Service:
                 self._memory.hear(record)
             return counts
 
-    def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
+    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
         now = self._clock()
         seq = self._journal.last_seq
@@ -538,24 +553,61 @@ class Service:
             newest[identity] = label.is_fraud
             seq += 1
             known_at = now if label.known_at is None else label.known_at
-            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
+            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
         self._journal.append_labels(records)
         return counts, records
+
+    # ---- actions
+
+    def follow(self, kinds: Sequence[str], fold: Callable[[ActionRecord], None]) -> None:
+        """Give `fold` the actions of some kinds in order: now those that the journal holds, then each as it is stored.
+
+        It is called under the lock and must not fail. Raises JournalError where the journal cannot be read.
+        """
+        with self._lock:
+            for record in self._journal.actions(kinds):
+                fold(record)
+            for kind in kinds:
+                self._folds[kind] = (*self._folds.get(kind, ()), fold)
+
+    def act(self, kind: str, author: str, body: bytes, require: Callable[[], None] = lambda: None) -> ActionRecord:
+        """Store what somebody did, a JSON text, and give it to those who follow its kind; returned once durable.
+
+        Args:
+            require: called under the lock before anything is stored; raises RequestError where it may not be done now.
+
+        Raises:
+            RequestError: what `require` raises; 503 where nothing can be stored.
+        """
+        with self._lock:
+            self._require_ready()
+            self.check_deadline()
+            require()
+            record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
+            try:
+                self._journal.append_action(record)
+            except JournalError as error:
+                _log.error("journal: %s", error)
+                raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
+            for fold in self._folds.get(kind, ()):
+                fold(record)
+        self._wait_durable(record.seq)
+        return record
 
     # ---- looking
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given. Raises RequestError 404."""
+        """The answer as it was given, and the labels said since. Raises RequestError 404."""
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
             record = self._journal.transaction(stored)
+            labels = self._journal.labels_of(stored)
         if record is None:
             raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-        if stored == transaction_id:
-            return record.answer
         answer = msgspec.json.decode(record.answer, type=Answer)
         answer.transaction_id = transaction_id
-        return self._encode(answer)
+        given = [GivenLabel(r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
+        return self._encode(GivenAnswer(**msgspec.structs.asdict(answer), labels=given))
 
     def explanation(self, transaction_id: str) -> bytes:
         """What a transaction's score is made of. Raises RequestError 404, or 409 where it is no longer in memory.
@@ -709,6 +761,11 @@ def _readable() -> Iterator[None]:
     except JournalError as error:
         _log.error("journal: %s", error)
         raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
+def _head_words(head: str) -> str:
+    """For the log, which is kept where nobody who may write the state folder can change it."""
+    return f"journal head {head}"
 
 
 def _no_pause(seconds: float) -> None:

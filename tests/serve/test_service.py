@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from seqfraud.errors import JournalError, RequestError, RunError
+from serve.offline import score_journal
+from serve.records import ActionRecord
 from serve.service import Service
 
 START = 1_600_000_000_000
@@ -37,6 +40,13 @@ def refusal(call: Any, *args: Any, **changes: Any) -> tuple[int, str, str]:
     return caught.value.status, caught.value.code, caught.value.field
 
 
+def until_folded(service: Service) -> None:
+    deadline = time.monotonic() + 20
+    while service.journal._tail.by_seq:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def fill(service: Service, count: int = 12) -> None:
     """Some users, some merchants, late events and labels of every kind, pending ones too."""
     for n in range(count):
@@ -44,6 +54,13 @@ def fill(service: Service, count: int = 12) -> None:
         score(service, id=f"f{n}", user=f"u{n % 2}", time=time, merchant=f"m{n % 3}", amount=2.0**n)
         label(service, (f"f{n - n % 3}", n % 2 == 0, time + (n % 4) * 60 * MINUTE))
     label(service, ("not yet", True, START))
+
+
+def followed(service: Service, *kinds: str) -> list[ActionRecord]:
+    """A list that holds every action of some kinds, and gets those to come."""
+    heard: list[ActionRecord] = []
+    service.follow(kinds, heard.append)
+    return heard
 
 
 # ---- answers
@@ -170,7 +187,8 @@ def test_a_label_without_a_time_is_known_now(service):
     score(service)
     label(service, ("t1", True))
     record = service.journal.last_label("t1")
-    assert (record.known_at, record.said_at, record.source) == (1000, 1000, "api"), "the clock stands at 1000 ms"
+    seen = (record.known_at, record.said_at, record.source, record.author)
+    assert seen == (1000, 1000, "api", "anonymous"), "the clock stands at 1000 ms"
     score(service, id="t2")
     context = np.frombuffer(service.journal.transaction("t2").context, dtype=np.float32)
     assert context[4:6].tolist() == [1.0, 1.0], "known fraud of the merchant"
@@ -181,7 +199,7 @@ def test_looking_up_gives_what_was_answered(service, cards):
     assert refusal(service.user, "ann") == (404, "unknown_user", "")
     answers = [score(service, id=n, time=START + n * MINUTE) for n in (0, 1, 2)]
     answers.append(score(service, id=3, time=START + MINUTE + 1))
-    assert json.loads(service.transaction("2")) == answers[2]
+    assert json.loads(service.transaction("2")) == {**answers[2], "labels": []}
     seen = json.loads(service.user("ann"))
     assert (seen["user"], seen["history"]) == ("ann", 4)
     assert [event["answer"] for event in seen["events"]] == [answers[2], answers[3], answers[1], answers[0]]
@@ -191,6 +209,20 @@ def test_looking_up_gives_what_was_answered(service, cards):
     seen = json.loads(service.user("ann"))
     assert seen["history"] == 14
     assert len(seen["events"]) == 2 * cards.manifest.serve.window
+
+
+def test_what_was_said_of_a_transaction_is_shown_with_who_said_it(service):
+    answer = score(service)
+    said = [{"transaction_id": "t1", "is_fraud": True, "known_at": START, "source": "chargeback"}]
+    service.add_labels(json.dumps(said).encode(), "key-1")
+    service.add_labels(b'[{"transaction_id": "t1", "is_fraud": false}, {"transaction_id": "t2", "is_fraud": true}]')
+    given = {**answer, "labels": [
+        {"is_fraud": True, "known_at": START, "said_at": 1000, "source": "chargeback", "author": "key-1"},
+        {"is_fraud": False, "known_at": 1000, "said_at": 1000, "source": "api", "author": "anonymous"},
+    ]}  # fmt: skip
+    assert json.loads(service.transaction("t1")) == given
+    until_folded(service)
+    assert json.loads(service.transaction("t1")) == given, "from the index"
 
 
 def test_the_model_in_force_says_how_to_talk_to_it(service, cards):
@@ -386,7 +418,7 @@ def test_a_start_that_fails_lets_the_folder_go(cards, plain, tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.close()
     for _ in range(2):
-        with pytest.raises(RunError, match=r"journal\.sqlite: index format 99; this version reads format 2"):
+        with pytest.raises(RunError, match=r"journal\.sqlite: index format 99; this version reads format 3"):
             Service(cards, tmp_path)
 
 
@@ -503,3 +535,59 @@ def test_threads_share_one_sequence(cards, tmp_path, memory_of, crash):
     crash(service)
     with Service(cards, tmp_path) as again:
         assert memory_of(again) == before
+
+
+# ---- actions
+
+
+@pytest.mark.parametrize("end", ["close", "crash"])
+def test_whoever_follows_a_kind_gets_its_actions_each_once_live_and_at_the_next_start(cards, tmp_path, crash, end):
+    service = Service(cards, tmp_path, clock=lambda: 1000)
+    first = service.act("rule", "key-1", b'{"n":1}')
+    fill(service)
+    heard, others = followed(service, "rule", "list"), followed(service, "alert")
+    assert heard == [first] == [ActionRecord(1, "rule", 1000, "key-1", b'{"n":1}')]
+    service.snapshot()
+    service.act("list", "anonymous", b"{}")
+    service.act("alert", "key-2", b"{}")
+    last = service.journal.last_seq
+    assert ([r.seq for r in heard], [r.seq for r in others]) == ([1, last - 1], [last])
+    crash(service) if end == "crash" else service.close()
+    with Service(cards, tmp_path) as again:
+        assert followed(again, "rule", "list") == heard
+        assert followed(again, "alert") == others
+        assert followed(again, "other") == []
+
+
+def test_actions_change_nothing_that_scores(cards, tmp_path, memory_of, crash):
+    """Live, folded one by one and in batches, and worked out anew."""
+    scored = []
+    for name, between in (("without", False), ("with", True)):
+        service = Service(cards, tmp_path / name, clock=lambda: 1000)
+        for n in range(20):
+            score(service, id=f"{n}", time=START + n * MINUTE, merchant=f"m{n % 3}")
+            if between:
+                service.act("rule", "key-1", b"{}")
+        scored.append(score_journal(cards, tmp_path / name))
+        memory = memory_of(service)
+        crash(service)
+    (ids, without), (again, with_actions) = scored
+    assert ids == again
+    np.testing.assert_array_equal(without, with_actions)
+    for fold_above in (10_000, 0):
+        rebuilt = Service(cards, tmp_path / "with", fold_above=fold_above)
+        found = memory_of(rebuilt)
+        crash(rebuilt)
+        assert found["last_seq"] == 40
+        assert found == memory if fold_above else found["users"].keys() == memory["users"].keys()
+
+
+def test_an_action_that_may_not_be_done_or_cannot_be_stored_is_not_there(service, monkeypatch):
+    def taken() -> None:
+        raise RequestError(409, "conflict", "somebody else took it")
+
+    heard = followed(service, "alert")
+    assert refusal(service.act, "alert", "key-1", b"{}", taken) == (409, "conflict", "")
+    monkeypatch.setattr(service.journal, "append_action", broken)
+    assert refusal(service.act, "alert", "key-1", b"{}") == (503, "storage_unavailable", "")
+    assert (heard, service.journal.last_seq) == ([], 0)
