@@ -15,6 +15,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
     "journal": (["benchmarks.journal"], None),
     "overload": (["benchmarks.overload"], None),
     "preparation": (["benchmarks.preparation"], None),
+    "reasons": (["benchmarks.reasons"], None),
     "restart": (["benchmarks.restart"], None),
     "snapshot": (["benchmarks.snapshot"], None),
     "stream_parity_handbook": (["benchmarks.stream_parity"], "handbook.parquet"),

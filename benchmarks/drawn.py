@@ -151,7 +151,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         vocabularies=vocabularies,
         graph=graph,
         missing=(*missing, *places),
-        calibration={"method": "none"},
+        calibration={"method": "platt", "scale": float(model.scale), "shift": float(model.shift)},
         policy=Policy(Thresholds(is_fraud=0.6, review=0.4, decline=0.8)),
         serve=ServeDefaults(config.serve.window, config.serve.max_batch),
         fingerprint={},

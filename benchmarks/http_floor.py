@@ -57,7 +57,7 @@ class ConstantService:
     def transaction(self, transaction_id: str) -> bytes:
         return self.answer
 
-    user = transaction
+    user = explanation = transaction
 
     def model(self) -> bytes:
         return self.answer

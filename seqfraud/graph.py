@@ -19,6 +19,9 @@ from seqfraud.errors import BundleError
 from seqfraud.schema import Schema
 
 NEXT = "_next"
+LAST_TIME = "last_time"
+"""The state that holds the time of a user's last event (ms)."""
+LAST_PLACE = "last_place"
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,10 @@ def gru_graph(schema: Schema, context: ContextSpec, layers: int, hidden: int) ->
     """The graphs of the GRU: its state is h, the time of the last event and, with `geo`, the last place."""
     states = [
         StateSpec("h", "float32", (layers, "B", hidden), 0.0),
-        StateSpec("last_time", "int64", ("B",), NEVER),
+        StateSpec(LAST_TIME, "int64", ("B",), NEVER),
     ]
     if schema.geo:
-        states.append(StateSpec("last_place", "float32", ("B", 2 * len(schema.geo)), 0.0))
+        states.append(StateSpec(LAST_PLACE, "float32", ("B", 2 * len(schema.geo)), 0.0))
     return GraphSpec(len(schema.numeric_inputs), len(schema.categorical), context.width, tuple(states))
 
 

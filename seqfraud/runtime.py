@@ -93,6 +93,11 @@ class StepGraph:
         """Outputs by name for any batch."""
         return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
 
+    def logits(self, inputs: Mapping[str, Array]) -> Array:
+        """float32 [B]: the uncalibrated logits alone, for any batch; leaves the fixed buffers as they are. Thread-safe."""
+        logit: Array = self.session.run(["logit"], dict(inputs))[0]
+        return logit
+
     def run_bound(self) -> None:
         """Run on the fixed buffers of batch 1: fill `inputs`, call, read `outputs`. Not thread-safe."""
         self._run(self._binding)

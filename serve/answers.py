@@ -13,11 +13,15 @@ from seqfraud.schema import Schema
 
 __all__ = [
     "Answer",
+    "Attribution",
     "Error",
+    "Explanation",
     "GivenAnswer",
     "GivenLabel",
     "LabelCounts",
     "ModelInForce",
+    "PastEvent",
+    "Reason",
     "Refusal",
     "State",
     "UserEvent",
@@ -31,6 +35,22 @@ def _said(description: str, **constraints: Any) -> msgspec.Meta:
     return msgspec.Meta(description=description, extra_json_schema=constraints or None)
 
 
+class Reason(msgspec.Struct):
+    """Why a transaction was not approved."""
+
+    code: Annotated[
+        str, _said("A word of a fixed vocabulary, some with the column they are about; `rule:NAME`, `list:NAME`.")
+    ]
+    text: Annotated[str, _said("The same for people, with the figures of this transaction.")]
+    contribution: Annotated[
+        float | None,
+        _said(
+            "By how much the log-odds of fraud fall with the user's usual value in place of what is named; null where "
+            "nothing was worked out."
+        ),
+    ]
+
+
 class Answer(msgspec.Struct, omit_defaults=True):
     """The answer to one transaction, as HTTP gives it; `degraded` is there only where it is true."""
 
@@ -40,12 +60,57 @@ class Answer(msgspec.Struct, omit_defaults=True):
     ]
     is_fraud: Annotated[bool, _said("The probability reaches the threshold chosen on validation days.")]
     decision: Annotated[Decision, _said("By the policy of the deployment, from probability and amount.")]
-    reasons: Annotated[list[str], _said("Empty for now.")]
+    reasons: Annotated[
+        list[Reason], _said("Why it is not approved, the largest contribution first; empty where it is approved.")
+    ]
     model: Annotated[str, _said("Identifies the bundle that scored.")]
     history: Annotated[int, _said("Accepted transactions of the user ordered before this one.", minimum=0)]
     late: Annotated[bool, _said("Older than the user's newest transaction.")]
     duplicate: Annotated[bool, _said("This id was scored before; the answer is the one given then.")]
     degraded: Annotated[bool, _said("Decided by the limits of `[fallback]`: the model could not answer.")] = False
+
+
+class Attribution(msgspec.Struct):
+    """What one input of a transaction contributes to its score."""
+
+    input: Annotated[
+        str,
+        _said(
+            "The columns, and what of them: the time's hour of the day and gap since the last transaction, a context "
+            "column's activity and known fraud."
+        ),
+    ]
+    value: Annotated[float | str | None, _said("As it is; null where it is missing or a category that is not known.")]
+    usual: Annotated[float | str | None, _said("What is usual for the user, or for all where the user is young.")]
+    contribution: Annotated[float, _said("In log-odds, compared with the usual value; a Shapley value.")]
+
+
+class PastEvent(msgspec.Struct):
+    """What one earlier transaction of the user contributes to the score of this one."""
+
+    transaction_id: str
+    time: Annotated[str, _said("ISO 8601, UTC.")]
+    contribution: Annotated[float, _said("By how much the log-odds fall where the history is without it.")]
+
+
+class Explanation(msgspec.Struct):
+    """What the score of a transaction is made of, worked out now by the model in force."""
+
+    transaction_id: str
+    model: Annotated[str, _said("Identifies the bundle that explains.")]
+    fraud_probability: Annotated[
+        float, _said("By that bundle, with the user's history as it is now.", minimum=0, maximum=1)
+    ]
+    answer: Annotated[Answer, _said("As it was given, with its reasons.")]
+    log_odds: Annotated[float, _said("Of that probability.")]
+    base: Annotated[float, _said("Log-odds with every input at its usual value; all contributions of inputs above it.")]
+    inputs: Annotated[
+        list[Attribution], _said("The largest contribution first; with `base` they add up to `log_odds`.")
+    ]
+    without_history: Annotated[float, _said("Log-odds with none of `events` before it.")]
+    events: Annotated[
+        list[PastEvent], _said("The user's transactions before it that are kept in memory, newest first.")
+    ]
 
 
 class GivenLabel(msgspec.Struct):

@@ -81,6 +81,9 @@ class ServiceLike(Protocol):
     def transaction(self, transaction_id: str) -> bytes:
         """The answer as it was given, and the labels said since."""
 
+    def explanation(self, transaction_id: str) -> bytes:
+        """What its score is made of."""
+
     def user(self, user: str) -> bytes:
         """The recent events of a user with scores and decisions."""
 
@@ -125,6 +128,10 @@ def create_app(
     @route("GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
         return service.transaction(_identifier(transaction_id))
+
+    @route("GET", "/v1/transactions/{transaction_id}/explanation")
+    def explanation(request: Any, transaction_id: str) -> bytes:
+        return service.explanation(_identifier(transaction_id))
 
     @route("GET", "/v1/users/{user}")
     def user(request: Any, user: str) -> bytes:

@@ -16,7 +16,20 @@ from seqfraud.canonical import spell_time
 from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
 from seqfraud.schema import Schema
-from serve.answers import Answer, GivenAnswer, GivenLabel, LabelCounts, ModelInForce, Refusal, State, UserHistory
+from serve.answers import (
+    Answer,
+    Attribution,
+    Explanation,
+    GivenAnswer,
+    GivenLabel,
+    LabelCounts,
+    ModelInForce,
+    PastEvent,
+    Reason,
+    Refusal,
+    State,
+    UserHistory,
+)
 from serve.decoding import Label, Limits, Transaction, TransactionDecoder, decode_labels
 from serve.keys import LABEL, OPEN, SCORE, Roles
 
@@ -108,6 +121,17 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET",
+        "/v1/transactions/{transaction_id}/explanation",
+        "explainTransaction",
+        "Looking",
+        "What a score is made of",
+        "Scores the transaction again with each of its inputs at the user's usual value, and without each of the user's "
+        "transactions before it. Of transactions that are still among their user's recent ones in memory; 409 for others.",
+        "Explanation",
+        refusals=(400, 404, 409, 503),
+    ),
+    Operation(
+        "GET",
         "/v1/users/{user}",
         "getUser",
         "Looking",
@@ -174,6 +198,7 @@ ROLES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/score/batch"): SCORE,
     ("POST", "/v1/labels"): LABEL,
     ("GET", "/v1/transactions/{transaction_id}"): SCORE | LABEL,
+    ("GET", "/v1/transactions/{transaction_id}/explanation"): LABEL,
     ("GET", "/v1/users/{user}"): LABEL,
     ("GET", "/v1/model"): SCORE,
     ("GET", "/healthz"): OPEN,
@@ -193,7 +218,7 @@ _REFUSALS: dict[int, tuple[str, str, tuple[str, str, str]]] = {
     404: ("Unknown", "Nothing is known of it.", ("unknown_transaction", "no transaction 'T-9' was scored here", "")),
     409: (
         "Conflict",
-        "The same id with other content; nothing changed.",
+        "The same id with other content, or a transaction that is too old to be explained; nothing changed.",
         ("conflict", "transaction 'T-1' was scored before with other content", ""),
     ),
     413: (
@@ -299,7 +324,7 @@ def _operation(
         **({"description": operation.description} if operation.description else {}),
     }
     if "{" in operation.path:
-        name = operation.path.partition("{")[2].rstrip("}")
+        name = operation.path.partition("{")[2].partition("}")[0]
         about["parameters"] = [
             {
                 "name": name,
@@ -380,7 +405,7 @@ def _ref(name: str) -> Json:
 
 def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
     requests = [decoder.posted, Label]
-    answers = [Answer, GivenAnswer, LabelCounts, UserHistory, ModelInForce, State, Refusal]
+    answers = [Answer, GivenAnswer, Explanation, LabelCounts, UserHistory, ModelInForce, State, Refusal]
     _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template="#/components/schemas/{name}")
     for name, schema in schemas.items():
         if "description" in schema:
@@ -575,6 +600,7 @@ class _Examples:
             "addLabels": msgspec.to_builtins(LabelCounts(new=1, changed=0, unchanged=0, unknown=0)),
             "getTransaction": {**answer, "labels": [msgspec.to_builtins(_EXAMPLE_LABEL)]},
             "getUser": {"user": transaction.user, "history": 1, "events": [{"transaction": full, "answer": answer}]},
+            "explainTransaction": msgspec.to_builtins(_example_explanation(transaction, bundle, decoder)),
             "isAlive": {"status": "ok"},
             "isReady": {"status": "ready"},
         }
@@ -597,16 +623,34 @@ _EXAMPLE_LABEL = GivenLabel(True, 1_735_776_000_000, 1_735_776_000_250, "chargeb
 def _example_answer(transaction: Transaction, bundle: Bundle, decoder: TransactionDecoder) -> Answer:
     policy = bundle.manifest.policy
     probability = 0.0125
+    decision = policy.decide(probability, decoder.amount_of(transaction))
     return Answer(
         transaction_id=transaction.id,
         fraud_probability=probability,
         is_fraud=probability >= policy.thresholds.is_fraud,
-        decision=policy.decide(probability, decoder.amount_of(transaction)),
-        reasons=[],
+        decision=decision,
+        reasons=[] if decision == "approve" else [_EXAMPLE_REASON],
         model=bundle.id,
         history=0,
         late=False,
         duplicate=False,
+    )
+
+
+_EXAMPLE_REASON = Reason("rapid_succession", "4 transactions within 11 minutes; this user's usual gap is 9 hours", 1.25)
+
+
+def _example_explanation(transaction: Transaction, bundle: Bundle, decoder: TransactionDecoder) -> Explanation:
+    return Explanation(
+        transaction_id=transaction.id,
+        model=bundle.id,
+        fraud_probability=0.0125,
+        answer=_example_answer(transaction, bundle, decoder),
+        log_odds=-4.3694,
+        base=-6.25,
+        inputs=[Attribution(f"{bundle.manifest.schema.time}.gap", "3 minutes", "9 hours", 1.8806)],
+        without_history=-5.5,
+        events=[PastEvent("T-0", "2025-04-08T09:57:00Z", 1.125)],
     )
 
 

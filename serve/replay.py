@@ -120,7 +120,8 @@ def replay(
         _require(status, answer, f"/v1/score row {int(table.file_row[arrival.row]) + 1}")
         if answer.get("degraded"):
             raise RunError(
-                f"row {int(table.file_row[arrival.row]) + 1}: the service answers without its model: {answer['reasons'][0]}"
+                f"row {int(table.file_row[arrival.row]) + 1}: the service answers without its model: "
+                f"{answer['reasons'][0]['text']}"
             )
         names.heard(arrival.row, answer["transaction_id"])
         out.probability[names.local[arrival.row]] = answer["fraud_probability"]

@@ -4,6 +4,7 @@ The journal is the truth and memory its fold: a transaction changes memory only 
 `Service.open` rebuilds memory from the newest snapshot and the records after it by the same code that scores live.
 """
 
+import copy
 import fcntl
 import logging
 import os
@@ -21,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.bundle import Bundle
+from seqfraud.config import format_instant
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.identifiers import Identifiers
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
-from serve.answers import Answer, GivenAnswer, GivenLabel
+from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
@@ -32,6 +34,7 @@ from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
+from serve.reasons import COMBINATION, Explainer, Situation
 from serve.records import ANONYMOUS, Record
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
@@ -60,15 +63,21 @@ FIELDS = "fields"
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
 REFUSE = FallbackSettings()
+_NO_VALUES = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(slots=True, frozen=True)
 class Scored:
-    """What the graph said of a transaction and what it takes to commit it."""
+    """What the graph said of a transaction and what it takes to commit it.
+
+    `place` is where it belongs among the `slot`'s events in the ring; 0 also where it is older than all that is kept.
+    """
 
     probability: float
     history: int
     late: bool
+    slot: int
+    place: int
     commit: Callable[[], None]
 
 
@@ -117,6 +126,7 @@ class Service:
         self._spec = manifest.graph
         self._step = StepGraph(bundle.step, manifest.graph)
         self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
+        self._explainer = Explainer(manifest, self._step, self._sequence)
         self._lock = threading.RLock()
         self._snapshotting = threading.RLock()
         """Held while a snapshot is taken, which is before the service's lock, never after it."""
@@ -319,7 +329,7 @@ class Service:
             fraud_probability=None,
             is_fraud=decision == "decline",
             decision=decision,
-            reasons=[f"degraded: {code}: {limit}"],
+            reasons=[Reason("degraded", f"{code}: {limit}", None)],
             model=self.bundle.id,
             history=history,
             late=late,
@@ -383,8 +393,13 @@ class Service:
         The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
         is changed only by `commit`. Under the lock. Raises ModelError.
         """
-        scored = self._try_score(transaction, context)
-        return scored, self._answer(transaction, scored)
+        with _graphs_may_fail():
+            scored = self._score(transaction, context)
+        answer = self._answer(transaction, scored)
+        if answer.decision != "approve":
+            with _graphs_may_fail():
+                answer.reasons = self._explainer.reasons(self._situation(transaction, scored)) or [COMBINATION]
+        return scored, answer
 
     def judge_again(self, record: TransactionRecord) -> Answer:
         """The answer to a stored transaction if it came now and read the context that was recorded; nothing is changed."""
@@ -395,18 +410,6 @@ class Service:
                 return self.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
             finally:
                 self._users.forget_newest(users)
-
-    def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
-        """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
-
-        Of those only the type is kept: words that are not ours may quote a value, and this goes to the log.
-        """
-        try:
-            return self._score(transaction, context)
-        except SeqfraudError:
-            raise
-        except Exception as error:
-            raise ModelError(type(error).__name__) from error
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
@@ -450,7 +453,7 @@ class Service:
                 users.append(slot, transaction.time, step)
                 users.count(slot)
 
-            return Scored(self._probability(), history, False, commit)
+            return Scored(self._probability(), history, False, slot, int(users.held[slot]), commit)
         history = self._journal.events_before(transaction.user, transaction.time)
         if users.is_too_late(slot, transaction.time):
             self._run_step(users.anchor_states(slot))
@@ -458,7 +461,7 @@ class Service:
             def count() -> None:
                 users.count(slot)
 
-            return Scored(self._probability(), history, True, count)
+            return Scored(self._probability(), history, True, slot, 0, count)
         place = users.place_of(slot, transaction.time)
         self._run_step(users.states_at(slot, place, self._sequence))
         integers = step.inputs["integers"][0].copy()
@@ -472,7 +475,18 @@ class Service:
             write()
             users.count(slot)
 
-        return Scored(probability, history, True, insert)
+        return Scored(probability, history, True, slot, place, insert)
+
+    def _situation(self, transaction: Transaction, scored: Scored) -> Situation:
+        """What was scored last, as views: it is good until the next one or the commit."""
+        inputs = self._step.inputs
+        return Situation(
+            inputs["integers"][0],
+            inputs["values"][0] if "values" in inputs else _NO_VALUES,
+            transaction.amount,
+            {s.name: inputs[s.name] for s in self._spec.states},
+            self._users.before(scored.slot, scored.place),
+        )
 
     def _probability(self) -> float:
         probability = float(self._step.outputs["probability"][0])
@@ -604,6 +618,57 @@ class Service:
         given = [GivenLabel(r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
         return self._encode(GivenAnswer(**msgspec.structs.asdict(answer), labels=given))
 
+    def explanation(self, transaction_id: str) -> bytes:
+        """What a transaction's score is made of. Raises RequestError 404, or 409 where it is no longer in memory.
+
+        Under the lock its user's events are copied, nothing more: working it out takes tens of milliseconds.
+        """
+        stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
+        with self._lock, _readable():
+            record = self._journal.transaction(stored)
+            if record is None:
+                raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
+            slot = self._users.slots[record.user]
+            held = int(self._users.held[slot])
+            # by time, then arrival: the order of the ring, in which the last ones are
+            records = self._journal.recent(record.user, held)[::-1]
+            place = next((i for i, other in enumerate(records) if other.id == stored), None)
+            if place is None:
+                raise RequestError(
+                    409,
+                    "too_old",
+                    f"the user's last {held} transactions can be explained, and this one is older; its answer has the "
+                    "reasons that were given then",
+                )
+            past = copy.deepcopy(self._users.before(slot, place))
+            integers, values = self._users.integers[slot, place].copy(), self._users.values[slot, place].copy()
+        amount = self.decoder.decode_stored(record).amount
+        try:
+            with _graphs_may_fail():
+                states = self._explainer.states_before(past)
+                explained = self._explainer.explain(Situation(integers, values, amount, states, past))
+        except ModelError as error:
+            raise RequestError(503, MODEL, _CANNOT[MODEL]) from error
+        events = [
+            PastEvent(before.id, format_instant(before.time), round(contribution, 4))
+            for before, contribution in zip(records[:place], explained.events, strict=True)
+        ]
+        answer = msgspec.json.decode(record.answer, type=Answer)
+        answer.transaction_id = transaction_id
+        return self._encode(
+            Explanation(
+                transaction_id=transaction_id,
+                model=self.bundle.id,
+                fraud_probability=explained.probability,
+                answer=answer,
+                log_odds=round(explained.log_odds, 4),
+                base=round(explained.base, 4),
+                inputs=explained.inputs,
+                without_history=round(explained.without_history, 4),
+                events=events[::-1],
+            )
+        )
+
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
         user = self._identifiers.named(self.bundle.manifest.schema.user, user)
@@ -682,6 +747,20 @@ class Service:
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""
         return self.decoder.decode(self._encode(row))
+
+
+@contextmanager
+def _graphs_may_fail() -> Iterator[None]:
+    """Whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
+
+    Of those only the type is kept: words that are not ours may quote a value, and this goes to the log.
+    """
+    try:
+        yield
+    except SeqfraudError:
+        raise
+    except Exception as error:
+        raise ModelError(type(error).__name__) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Letters: N slots, W window, C, F, K as in the graph.
 import math
 import mmap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,21 @@ FIRST_CAPACITY = 256
 RINGS = ("integers", "values")
 STRETCH = 4096
 """Slots that are copied at a time when the table grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Some events of a user, oldest first, and what is known of the states between them.
+
+    Attributes:
+        integers: int64 [n, 1 + C].
+        values: float32 [n, F + K].
+        states: (place, states as graph inputs of batch 1 before event `place`), by place; the first is at 0.
+    """
+
+    integers: Array
+    values: Array
+    states: tuple[tuple[int, Mapping[str, Array]], ...]
 
 
 class UserTable:
@@ -166,6 +182,13 @@ class UserTable:
         if place == begin:
             return before
         return self._advance(self.integers[slot, begin:place], self.values[slot, begin:place], before, graph)
+
+    def before(self, slot: int, place: int) -> Past:
+        """The ring's events before `place`, as views, and the states that are kept of that time."""
+        kept = [(0, self.anchor_states(slot))]
+        if self.window <= place:
+            kept.append((self.window, self._as_inputs(self.middle, slot)))
+        return Past(self.integers[slot, :place], self.values[slot, :place], tuple(kept))
 
     def anchor_states(self, slot: int) -> dict[str, Array]:
         """The states, as graph inputs of batch 1, before the ring's oldest event."""

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 from seqfraud.choosing import ScoredDays, choose_policy
-from seqfraud.config import Config, format_instant, load_config
+from seqfraud.config import DAY_MS, HOUR_MS, Config, format_instant, load_config
 from seqfraud.errors import RunError
 from seqfraud.files import replaced_file
 from seqfraud.metrics import measure_quality
@@ -276,6 +276,10 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
     rows, encoded = prepared.rows.before_validation, prepared.encoded
     time = encoded.time[rows]
     numeric = encoded.numeric[rows].astype(np.float64)
+    context = encoded.context[rows]
+    gaps = np.diff(encoded.time, prepend=0)
+    gaps[encoded.begin[encoded.end > encoded.begin]] = -1  # a first event has none
+    gaps = gaps[rows & (gaps >= 0)] / 1000
     return {
         "rows": int(rows.sum()),
         "frauds": int((prepared.label[prepared.rows.train] == 1).sum()),
@@ -289,6 +293,11 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
         "numeric_missing": {
             column: float(np.isnan(numeric[:, i]).mean()) for i, column in enumerate(prepared.schema.numeric_inputs)
         },
+        "context_deciles": {
+            name: np.quantile(context[:, k], DECILES).tolist() for k, name in enumerate(prepared.context.names())
+        },
+        "gap_deciles_s": np.quantile(gaps, DECILES).tolist() if len(gaps) else [],
+        "hour": int(np.bincount(time % DAY_MS // HOUR_MS, minlength=24).argmax()),
         "unseen": {
             v.column: float((encoded.categorical[prepared.rows.validation][:, c] == 1).mean())
             for c, v in enumerate(prepared.vocabularies)

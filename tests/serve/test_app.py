@@ -40,6 +40,9 @@ class FakeService:
     def transaction(self, transaction_id: str) -> bytes:
         return self._call("transaction", transaction_id)
 
+    def explanation(self, transaction_id: str) -> bytes:
+        return self._call("explanation", transaction_id)
+
     def user(self, user: str) -> bytes:
         return self._call("user", user)
 
@@ -238,7 +241,7 @@ def test_a_refusal_of_the_service_becomes_the_error_shape() -> None:
         "/v1/users/",
         "/v2/v1/score",
         "/vx/healthz",
-        "/v1/transactions/a/explanation",
+        "/v1/users/a/explanation",
     ],
 )
 def test_an_unknown_address_is_a_404_and_not_hugs_documentation(url: str) -> None:
@@ -336,6 +339,9 @@ def test_an_identifier_in_the_path_is_what_the_client_encoded(quoted: str, ident
     assert call(app, "GET", f"/v1/users/{quoted}").status == 200
     assert call(app, "GET", f"/v1/transactions/{quoted}").status == 200
     assert service.calls == [("user", identifier), ("transaction", identifier)]
+    path, *query = quoted.split("?")
+    assert call(app, "GET", "?".join([f"/v1/transactions/{path}/explanation", *query])).status == 200
+    assert service.calls[2:] == [("explanation", identifier)]
 
 
 @pytest.mark.parametrize("quoted", ["%FF", "a%C3", "%ED%A0%80"])

@@ -40,6 +40,10 @@ def score(service: Service, **changes: Any) -> Any:
     return json.loads(service.score(json.dumps(row(**changes)).encode()))
 
 
+def degraded(text: str) -> dict[str, Any]:
+    return {"code": "degraded", "text": text, "contribution": None}
+
+
 def batch(service: Service, rows: list[dict[str, Any]]) -> Any:
     return json.loads(service.score_batch(json.dumps(rows).encode()))["results"]
 
@@ -199,7 +203,7 @@ def test_with_limits_it_is_an_answer_that_says_so_and_nothing_changes(
         "fraud_probability": None,
         "is_fraud": False,
         "decision": "approve",
-        "reasons": [f"degraded: {fault.code}: the amount is within the limits"],
+        "reasons": [degraded(f"{fault.code}: the amount is within the limits")],
         "model": cards.id,
         "history": 5,
         "late": False,
@@ -208,7 +212,7 @@ def test_with_limits_it_is_an_answer_that_says_so_and_nothing_changes(
     }
     declined = score(service, id="t2", user="new", merchant="new", amount=5000.0)
     assert (declined["decision"], declined["is_fraud"], declined["history"]) == ("decline", True, 0)
-    assert declined["reasons"] == [f"degraded: {fault.code}: the amount is above 1000"]
+    assert declined["reasons"] == [degraded(f"{fault.code}: the amount is above 1000")]
     late = score(service, id="t3", time=START - 10 * HOUR, amount=500.0)
     assert (late["decision"], late["late"], late["degraded"]) == ("review", True, True)
     assert service.degraded_answers == {MODEL: 0, STORAGE: 0} | {fault.code: 3}
@@ -331,7 +335,7 @@ def test_without_an_amount_there_is_one_decision(plain: Any, tmp_path: Path) -> 
         answer = json.loads(service.score(b'{"user": "ann", "time": 1600000000, "amount": 1, "kind": "food"}'))
         assert (answer["decision"], answer["reasons"]) == (
             "decline",
-            ["degraded: model_unavailable: there is no amount"],
+            [degraded("model_unavailable: there is no amount")],
         )
 
 
@@ -472,7 +476,7 @@ def test_a_server_whose_state_folder_is_removed(cards: Any, tmp_path: Path, mode
             assert time.monotonic() < deadline
         ready = client.call("GET", "/readyz")
         if mode == "limits":
-            assert answer["reasons"] == ["degraded: storage_unavailable: the amount is above 100"]
+            assert answer["reasons"] == [degraded("storage_unavailable: the amount is above 100")]
             assert ready == (200, {"status": "degraded"})
         else:
             assert (status, answer["error"]["code"], ready[0]) == (503, "storage_unavailable", 503)

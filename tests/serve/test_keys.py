@@ -316,6 +316,7 @@ ROUTES = [
     ("POST", "/v1/labels", "add_labels", {"label", "admin"}),
     ("GET", "/v1/transactions/1", "transaction", {"score", "label", "admin"}),
     ("HEAD", "/v1/transactions/1", "transaction", {"score", "label", "admin"}),
+    ("GET", "/v1/transactions/1/explanation", "explanation", {"label", "admin"}),
     ("GET", "/v1/users/1", "user", {"label", "admin"}),
     ("GET", "/v1/model", "model", {"score", "admin"}),
     ("GET", "/healthz", None, {"score", "label", "admin", None}),

@@ -372,6 +372,7 @@ def compare(service: Service, reference: Reference, kind: str, content: Any) -> 
         "fraud_probability": p,
         "is_fraud": p >= policy.thresholds.is_fraud,
         "decision": policy.decide(p, content["amount"]),
+        "reasons": got["reasons"],  # see test_reasons.py
     }
     event = next(e for e in reference.events if e.answer["transaction_id"] == got["transaction_id"])
     record = service.journal.transaction(got["transaction_id"])

@@ -68,6 +68,8 @@ SCRIPT = textwrap.dedent(
         def transaction(self, transaction_id):
             return json.dumps(transaction_id).encode()
 
+        explanation = transaction
+
         def user(self, user):
             return b"{}"
 

@@ -1,6 +1,7 @@
 """From a configuration to a run folder, to a bundle, to scores: the same figures and probabilities throughout."""
 
 import csv
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -254,6 +255,20 @@ def test_the_fingerprint_says_what_the_training_rows_looked_like(trained: Traine
     amounts = train["amount"].to_numpy()
     deciles = np.quantile(amounts, np.linspace(0, 1, 11))
     np.testing.assert_allclose(found["numeric_deciles"]["amount"], deciles, rtol=1e-5)
+    gaps = [
+        later - earlier
+        for user in set(table["user"].to_pylist())
+        for times in [sorted(pc.filter(table["time"], pc.equal(table["user"], user)).to_pylist())]
+        for earlier, later in itertools.pairwise(times)
+        if begin <= later < end
+    ]
+    np.testing.assert_allclose(found["gap_deciles_s"], np.quantile(gaps, np.linspace(0, 1, 11)) / 1000)
+    hours = np.bincount(train["time"].to_numpy() // 3_600_000 % 24, minlength=24)
+    assert hours[found["hour"]] == hours.max()
+    prepared = prepare(load_run(trained.run).config, trained.data)
+    ages = prepared.encoded.context[prepared.rows.before_validation]
+    for k, name in enumerate(prepared.context.names()):
+        np.testing.assert_allclose(found["context_deciles"][name], np.quantile(ages[:, k], np.linspace(0, 1, 11)))
     assert found["numeric_missing"]["age"] == pytest.approx(train["age"].null_count / len(train))
     assert found["numeric_missing"]["amount"] == 0
     json.dumps(found, allow_nan=False)
