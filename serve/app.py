@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import parse_qs, quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from seqfraud.bundle import Bundle
@@ -27,6 +27,7 @@ from seqfraud.errors import RequestError
 from serve.answers import refusal_body
 from serve.decoding import TransactionDecoder
 from serve.description import Description
+from serve.desk import Desk
 from serve.hug_compat import falcon, hug
 from serve.keys import Keyring
 from serve.limits import RateLimiter
@@ -67,6 +68,7 @@ class ServiceLike(Protocol):
 
     bundle: Bundle
     decoder: TransactionDecoder
+    desk: Desk
 
     def score(self, body: bytes) -> bytes:
         """One transaction (a JSON object) -> its answer."""
@@ -132,6 +134,60 @@ def create_app(
     @route("GET", "/v1/model")
     def model(request: Any) -> bytes:
         return service.model()
+
+    desk = service.desk
+
+    @route("GET", "/v1/rules")
+    def rules(request: Any) -> bytes:
+        return desk.rules()
+
+    @route("POST", "/v1/rules/test")
+    def test_rule(request: Any) -> bytes:
+        return desk.test_rule(_read_json(request.env, max_body_bytes))
+
+    @route("GET", "/v1/rules/{name}")
+    def rule(request: Any, name: str) -> bytes:
+        return desk.rule(name)
+
+    @route("PUT", "/v1/rules/{name}")
+    def put_rule(request: Any, name: str) -> bytes:
+        return desk.put_rule(name, _read_json(request.env, max_body_bytes), _author(request.env))
+
+    @route("DELETE", "/v1/rules/{name}")
+    def delete_rule(request: Any, name: str) -> bytes:
+        return desk.delete_rule(name, _read_json(request.env, max_body_bytes), _author(request.env))
+
+    @route("GET", "/v1/rules/{name}/history")
+    def rule_history(request: Any, name: str) -> bytes:
+        return desk.rule_history(name)
+
+    @route("GET", "/v1/lists")
+    def lists(request: Any) -> bytes:
+        return desk.lists()
+
+    @route("GET", "/v1/lists/{name}")
+    def show_list(request: Any, name: str) -> bytes:
+        return desk.list(name, _offset(request.env))
+
+    @route("PUT", "/v1/lists/{name}")
+    def put_list(request: Any, name: str) -> bytes:
+        return desk.put_list(name, _read_json(request.env, max_body_bytes), _author(request.env))
+
+    @route("DELETE", "/v1/lists/{name}")
+    def delete_list(request: Any, name: str) -> bytes:
+        return desk.delete_list(name, _read_json(request.env, max_body_bytes), _author(request.env))
+
+    @route("POST", "/v1/lists/{name}/entries")
+    def add_entries(request: Any, name: str) -> bytes:
+        return desk.add_entries(name, _read_json(request.env, max_body_bytes), _author(request.env))
+
+    @route("DELETE", "/v1/lists/{name}/entries")
+    def remove_entries(request: Any, name: str) -> bytes:
+        return desk.remove_entries(name, _read_json(request.env, max_body_bytes), _author(request.env))
+
+    @route("GET", "/v1/lists/{name}/history")
+    def list_history(request: Any, name: str) -> bytes:
+        return desk.list_history(name)
 
     @route("GET", "/healthz")
     def healthz(request: Any) -> bytes:
@@ -236,6 +292,19 @@ def _finish(api: Any) -> WSGIApplication:
         return body
 
     return application
+
+
+def _author(environ: WSGIEnvironment) -> str:
+    """Who asks: the id of the key."""
+    return str(environ.get("seqfraud.key", "anonymous"))
+
+
+def _offset(environ: WSGIEnvironment) -> int:
+    """`offset` of the query; 0 where it is not there. Raises RequestError 422."""
+    text = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True).get("offset", ["0"])[-1]
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise RequestError(422, "invalid_field", f"offset: {text!r:.60}; expected a number of entries", "offset")
+    return int(text)
 
 
 def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:

@@ -10,7 +10,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from seqfraud.config import DAY_MS
 from seqfraud.errors import RequestError
 from seqfraud.identifiers import Identifiers
 
-__all__ = ["Expression", "Language", "Value", "Window", "activation", "ever_true", "holds", "identifier_of"]
+__all__ = ["Expression", "Language", "Value", "Window", "activation", "ever_true", "holds", "identifier_of", "nearest"]
 
 LONGEST = 1000
 """Characters of an expression."""
@@ -34,8 +34,29 @@ Value = float | str | bool
 METHODS = ("startsWith", "endsWith", "contains", "matches")
 _WORDS = ("true", "false", "in")
 _RESERVED = frozenset(
-    "true false null in as break const continue else for function if import let loop package namespace return var void "
-    "while".split()
+    [
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ]
 )
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": DAY_MS}
 _WINDOW = re.compile(r"(count|total|distinct)_(?:(.+)_)?([1-9][0-9]{0,5})([mhd])")
@@ -163,14 +184,16 @@ class Language:
         rest = [token for token in tokens[i + 1 :] if token[0] != "space"]
         if [token for kind, token in tokens[:i] if kind != "space"][-1:] == ["."]:
             if name not in METHODS:
-                raise _refused(field, f".{name}", f"one of {', '.join(METHODS)}{_nearest(name, METHODS)}")
+                raise _refused(field, f".{name}", f"one of {', '.join(METHODS)}{nearest(name, METHODS)}")
             if name == "matches":
                 _check_pattern(rest, field)
         elif name not in _WORDS:
             window = self.window_of(name)
             kind: Kind | None = self._kinds.get(name) if window is None else "number"
             if kind is None:
-                raise _refused(field, f"{name!r} is no name here", f"a field or a value that rules know{self._hint(name)}")
+                raise _refused(
+                    field, f"{name!r} is no name here", f"a field or a value that rules know{self._hint(name)}"
+                )
             column = self.columns.get(name)
             if kind == "text" and column is not None and self._hide.treatments.get(column) == "hash":
                 raise _refused(field, f"the values of {column} are stored hashed", f"a list, or has_{name}")
@@ -184,7 +207,7 @@ class Language:
         if found is not None and column:
             return f"; a window is at most {LONGEST_WINDOW // DAY_MS}d"
         windows = [f"{w}_{f}_24h" if f else f"{w}_24h" for w, f in self._windows]
-        return _nearest(name, [*self._kinds, *windows])
+        return nearest(name, [*self._kinds, *windows])
 
 
 def _windows_over(manifest: Manifest) -> dict[tuple[str, str], str]:
@@ -217,7 +240,9 @@ def _check_pattern(rest: list[tuple[str, str]], field: str) -> None:
     pattern = _unescaped(rest[1][1])
     if len(pattern) > LONGEST_PATTERN or "{" in pattern:
         raise _refused(
-            field, f"the pattern {pattern!r:.60}", f"at most {LONGEST_PATTERN} characters and no counted repetition {{n}}"
+            field,
+            f"the pattern {pattern!r:.60}",
+            f"at most {LONGEST_PATTERN} characters and no counted repetition {{n}}",
         )
     said = _no_names().compile(f'"".matches({rest[1][1]})').eval(data={}).value()
     if not isinstance(said, bool):
@@ -238,7 +263,8 @@ def _said_by_cel(error: Exception) -> str:
     return words.removesuffix(" [CANCELLED]")
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The words of a refusal that name the nearest of what is known."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f"; the nearest is {near[0]}" if near else ""
 
@@ -250,7 +276,7 @@ def _refused(field: str, seen: str, expected: str) -> RequestError:
 # ---- evaluation
 
 
-def ever_true(sources: list[str]) -> Any | None:
+def ever_true(sources: Sequence[str]) -> Any | None:
     """A program that is false exactly where each of these is false and none fails; None where they are too deep together.
 
     Most transactions match no rule: one call says so for many.

@@ -92,6 +92,10 @@ class Facts:
         """What gives the value of each of these names, which the language knows."""
         return [(name, self._getter(name)) for name in sorted(names)]
 
+    def needs_events(self, names: Iterable[str]) -> bool:
+        """Whether some name is about the user's recent events."""
+        return any(name == "since_last" or self._language.window_of(name) is not None for name in names)
+
     def _getter(self, name: str) -> Getter:
         columns = self._language.columns
         window = self._language.window_of(name)
@@ -157,7 +161,9 @@ class Facts:
 
         def categories(case: Case) -> float:
             recent = case.recent()
-            return len({*recent.integers[begin(case, recent) :, 1 + place].tolist(), case.transaction.categories[place]})
+            return len(
+                {*recent.integers[begin(case, recent) :, 1 + place].tolist(), case.transaction.categories[place]}
+            )
 
         return categories
 
