@@ -25,6 +25,7 @@ from serve.rule_bodies import (
     MAX_ENTRIES,
     PAGE,
     Change,
+    DraftPosted,
     EntriesPosted,
     EntryCounts,
     EntryPosted,
@@ -38,7 +39,6 @@ from serve.rule_bodies import (
     RuleInForce,
     RulePosted,
     Rules,
-    DraftPosted,
     ValuesPosted,
     Why,
 )

@@ -201,13 +201,13 @@ class Language:
 
     def _hint(self, name: str) -> str:
         found = _WINDOW.fullmatch(name)
-        if found is not None and not (column := self._windows.get((found[1], found[2] or ""))):
-            known = sorted(f for w, f in self._windows if w == found[1])
-            return f"; {found[1]} is known of {', '.join(known) or 'nothing'}: what the user's recent events keep"
-        if found is not None and column:
-            return f"; a window is at most {LONGEST_WINDOW // DAY_MS}d"
-        windows = [f"{w}_{f}_24h" if f else f"{w}_24h" for w, f in self._windows]
-        return nearest(name, [*self._kinds, *windows])
+        if found is None:
+            windows = [f"{what}_{field}_24h" if field else f"{what}_24h" for what, field in self._windows]
+            return nearest(name, [*self._kinds, *windows])
+        if (found[1], found[2] or "") in self._windows:
+            return f"; a window is at most {LONGEST_WINDOW // DAY_MS}d long"
+        known = sorted(field or "the amount" for what, field in self._windows if what == found[1])
+        return f"; {found[1]} is known of {', '.join(known) or 'nothing'}: what the user's recent events keep"
 
 
 def _windows_over(manifest: Manifest) -> dict[tuple[str, str], str]:

@@ -10,7 +10,9 @@ import time as clock_time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -50,14 +52,16 @@ class _Ring:
         """What it held at some time: events oldest first, and the time of the newest that was dropped."""
         self.events, self._anchor = events, anchor
 
-    def recent(self, time: int) -> Recent:
-        """As `facts.recent_of`."""
-        end = bisect_right(self.events, time, key=_time_of)
+    def recent(self, transaction: Transaction) -> Recent:
+        """As `facts.recent_of`, before a transaction's place."""
+        end = bisect_right(self.events, transaction.time, key=_time_of)
         some = self.events[max(0, end - self.window) : end]
-        if not some:
-            return Recent(np.zeros((0, 1), dtype=np.int64), np.zeros((0, 0), dtype=np.float32))
         integers = np.array([(at, *categories) for at, _, categories in some], dtype=np.int64)
-        return Recent(integers, np.array([numbers for _, numbers, _ in some], dtype=np.float32))
+        numbers = np.array([numbers for _, numbers, _ in some], dtype=np.float32)
+        return Recent(
+            integers.reshape(len(some), 1 + len(transaction.categories)),
+            numbers.reshape(len(some), len(transaction.numbers)),
+        )
 
     def take(self, transaction: Transaction) -> None:
         """Append an event, insert a late one, or pass over one that is older than the ring."""
@@ -143,6 +147,16 @@ def _records_since(folder: Path, seq: int) -> Iterator[Record]:
                 raise RunError(f"{file}, byte {bad.offset}: {bad.reason}") from bad
 
 
+class _Examined(NamedTuple):
+    """A transaction that was gone over; `hit` is None where the expression failed."""
+
+    time: int
+    amount: float
+    hit: bool | None
+    caught: bool
+    changed: bool
+
+
 class _Counts:
     """Hits by what is known of them."""
 
@@ -187,12 +201,9 @@ def rule_hits(
     getters = facts.getters(expression.names)
     with_events = facts.needs_events(expression.names)
     rings: dict[str, _Ring] = {}
-    examined: dict[str, tuple[bool, bool, float]] = {}
-    """Id -> whether it was hit, whether it was caught then, its amount."""
+    examined: dict[str, _Examined] = {}
     fraud: dict[str, bool] = {}
-    failed = changed = 0
     complete = True
-    since: int | None = None
     try:
         with closing(_Index(state / "journal.sqlite", decoder, window)) as index:
             first = index.first_of_last(last)
@@ -209,7 +220,6 @@ def rule_hits(
                     pause(now - block)
                     block = clock_time.monotonic()
                 transaction, answer = decoder.decode_stored(record), _answer(record.answer)
-                since = transaction.time if since is None else since
                 ring = _Ring(window)
                 if with_events:
                     known = rings.get(record.user)
@@ -218,28 +228,25 @@ def rule_hits(
                 hit = holds(expression.program, activation(values_of(getters, case)))
                 if with_events:
                     ring.take(transaction)
-                failed += hit is None
-                examined[record.id] = (bool(hit), answer.decision != "approve", transaction.amount)
-                if hit:
-                    changed += _stricter(decision, answer.decision) != answer.decision
+                changed = bool(hit) and _stricter(decision, answer.decision) != answer.decision
+                caught = answer.decision != "approve"
+                examined[record.id] = _Examined(transaction.time, transaction.amount, hit, caught, changed)
+            for old in list(islice(examined, max(0, len(examined) - last))):  # the index is a moment behind the log
+                del examined[old]
             for identity, is_fraud in index.labels_before(first):
                 if identity in examined:
                     fraud.setdefault(identity, is_fraud)
     except (sqlite3.Error, OSError) as error:
         raise RunError(f"{state}: the journal cannot be read: {error}") from error
     counts = {name: _Counts() for name in ("hits", "fraud", "honest", "unknown", "missed", "missed_fraud", "all_fraud")}
-    for identity, (was_hit, caught, amount) in examined.items():
-        is_fraud = fraud.get(identity)
-        if is_fraud:
-            counts["all_fraud"].add(amount)
-        if not was_hit:
-            continue
-        counts["hits"].add(amount)
-        counts["unknown" if is_fraud is None else "fraud" if is_fraud else "honest"].add(amount)
-        if not caught:
-            counts["missed"].add(amount)
-            if is_fraud:
-                counts["missed_fraud"].add(amount)
+    for identity, one in examined.items():
+        label = fraud.get(identity)
+        names = ["all_fraud"] if label else []
+        if one.hit:
+            names += ["hits", "unknown" if label is None else "fraud" if label else "honest"]
+            names += [] if one.caught else ["missed", "missed_fraud"] if label else ["missed"]
+        for name in names:
+            counts[name].add(one.amount)
     said = {name: count.said() for name, count in counts.items()}
     words = (
         f"would have hit {said['hits'].transactions:,} of the last {len(examined):,}, "
@@ -249,7 +256,7 @@ def rule_hits(
         words=words,
         expression=expression.text,
         examined=len(examined),
-        since=since,
+        since=next((one.time for one in examined.values()), None),
         hits=said["hits"],
         fraud=said["fraud"],
         honest=said["honest"],
@@ -257,8 +264,8 @@ def rule_hits(
         not_caught=said["missed"],
         fraud_not_caught=said["missed_fraud"],
         all_fraud=said["all_fraud"],
-        changed=changed,
-        failed=failed,
+        changed=sum(one.changed for one in examined.values()),
+        failed=sum(one.hit is None for one in examined.values()),
         complete=complete,
         seconds=round(clock_time.monotonic() - began, 3),
     )
@@ -267,7 +274,7 @@ def rule_hits(
 def _case(transaction: Transaction, answer: Answer, ring: _Ring) -> Case:
     probability = answer.fraud_probability
     assert probability is not None  # a degraded answer is not stored
-    return Case(transaction, probability, answer.history, answer.late, lambda: ring.recent(transaction.time))
+    return Case(transaction, probability, answer.history, answer.late, lambda: ring.recent(transaction))
 
 
 def _stricter(rule: Decision, given: Decision) -> Decision:

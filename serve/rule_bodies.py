@@ -11,6 +11,7 @@ from serve.rulebook import RuleDefinition
 
 __all__ = [
     "Change",
+    "DraftPosted",
     "EntriesPosted",
     "EntryCounts",
     "EntryPosted",
@@ -26,7 +27,6 @@ __all__ = [
     "RulePosted",
     "RuleTest",
     "Rules",
-    "DraftPosted",
     "ValuesPosted",
     "Why",
 ]
