@@ -135,59 +135,57 @@ def create_app(
     def model(request: Any) -> bytes:
         return service.model()
 
-    desk = service.desk
-
     @route("GET", "/v1/rules")
     def rules(request: Any) -> bytes:
-        return desk.rules()
+        return service.desk.rules()
 
     @route("POST", "/v1/rules/test")
     def test_rule(request: Any) -> bytes:
-        return desk.test_rule(_read_json(request.env, max_body_bytes))
+        return service.desk.test_rule(_read_json(request.env, max_body_bytes))
 
     @route("GET", "/v1/rules/{name}")
     def rule(request: Any, name: str) -> bytes:
-        return desk.rule(name)
+        return service.desk.rule(name)
 
     @route("PUT", "/v1/rules/{name}")
     def put_rule(request: Any, name: str) -> bytes:
-        return desk.put_rule(name, _read_json(request.env, max_body_bytes), _author(request.env))
+        return service.desk.put_rule(name, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("DELETE", "/v1/rules/{name}")
     def delete_rule(request: Any, name: str) -> bytes:
-        return desk.delete_rule(name, _read_json(request.env, max_body_bytes), _author(request.env))
+        return service.desk.delete_rule(name, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/rules/{name}/history")
     def rule_history(request: Any, name: str) -> bytes:
-        return desk.rule_history(name)
+        return service.desk.rule_history(name)
 
     @route("GET", "/v1/lists")
     def lists(request: Any) -> bytes:
-        return desk.lists()
+        return service.desk.lists()
 
     @route("GET", "/v1/lists/{name}")
     def show_list(request: Any, name: str) -> bytes:
-        return desk.list(name, _offset(request.env))
+        return service.desk.list(name, _offset(request.env))
 
     @route("PUT", "/v1/lists/{name}")
     def put_list(request: Any, name: str) -> bytes:
-        return desk.put_list(name, _read_json(request.env, max_body_bytes), _author(request.env))
+        return service.desk.put_list(name, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("DELETE", "/v1/lists/{name}")
     def delete_list(request: Any, name: str) -> bytes:
-        return desk.delete_list(name, _read_json(request.env, max_body_bytes), _author(request.env))
+        return service.desk.delete_list(name, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("POST", "/v1/lists/{name}/entries")
     def add_entries(request: Any, name: str) -> bytes:
-        return desk.add_entries(name, _read_json(request.env, max_body_bytes), _author(request.env))
+        return service.desk.add_entries(name, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("DELETE", "/v1/lists/{name}/entries")
     def remove_entries(request: Any, name: str) -> bytes:
-        return desk.remove_entries(name, _read_json(request.env, max_body_bytes), _author(request.env))
+        return service.desk.remove_entries(name, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/lists/{name}/history")
     def list_history(request: Any, name: str) -> bytes:
-        return desk.list_history(name)
+        return service.desk.list_history(name)
 
     @route("GET", "/healthz")
     def healthz(request: Any) -> bytes:
@@ -292,11 +290,6 @@ def _finish(api: Any) -> WSGIApplication:
         return body
 
     return application
-
-
-def _author(environ: WSGIEnvironment) -> str:
-    """Who asks: the id of the key."""
-    return str(environ.get("seqfraud.key", "anonymous"))
 
 
 def _offset(environ: WSGIEnvironment) -> int:

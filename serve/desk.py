@@ -351,13 +351,13 @@ class Desk:
 
     def _why(self, why: str) -> str:
         self._limits.check_text(why, "why")
-        if not why.strip():
+        if not why.strip(" "):
             raise _refused("why", f"{why!r}", _WHY["why"])
         return self._hide.without_cards(why)
 
 
 def _check_name(name: str) -> None:
-    if _NAME.match(name) is None:
+    if _NAME.fullmatch(name) is None:
         raise _refused("name", f"{name!r:.70}", _NAME_WORDS)
 
 

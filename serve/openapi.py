@@ -18,7 +18,7 @@ from seqfraud.errors import RequestError
 from seqfraud.policy import decide
 from seqfraud.schema import Schema
 from serve.answers import Answer, LabelCounts, ModelInForce, Refusal, State, UserHistory
-from serve.decoding import Label, Limits, TransactionDecoder, decode_labels
+from serve.decoding import NO_CONTROL_CHARACTERS, Label, Limits, TransactionDecoder, decode_labels
 from serve.desk import NAME
 from serve.keys import ADMIN, LABEL, OPEN, SCORE, Roles
 from serve.rule_bodies import (
@@ -628,12 +628,11 @@ def _describe_label(fields: Json, limits: Limits) -> None:
 def _describe_rules(schemas: Json, manifest: Manifest, limits: Limits) -> None:
     """Says within which limits what is posted to rules and lists is taken."""
     posted = [schemas[kind.__name__]["properties"] for kind in dict.fromkeys(_RULE_REQUESTS.values())]
+    control = "" if limits.settings.control_characters else NO_CONTROL_CHARACTERS[3:-3]
+    why = f"^[^{control}]*[^{control} ][^{control}]*$" if control else "[^ ]"
     for fields in posted:
         if "why" in fields:
-            # more than blanks
-            fields["why"] |= limits.text_schema() | {
-                "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*\w[^\u0000-\u001f\u007f-\u009f]*$"
-            }
+            fields["why"] |= limits.text_schema() | {"pattern": why}
     _limit(schemas["RulePosted"]["properties"]["words"], limits)
     schema = manifest.schema
     schemas["ListPosted"]["properties"]["field"]["enum"] = list(dict.fromkeys((schema.user, *schema.texts)))

@@ -43,7 +43,13 @@ def _said(description: str, **constraints: Any) -> msgspec.Meta:
 _WHY = "Kept with the change, for whoever asks later."
 Reasoned = Annotated[str, _said(_WHY, minLength=1)]
 Expression = Annotated[str, _said("A condition; see docs/rules.md.", minLength=1, maxLength=LONGEST, format="cel")]
-Value = str | int | float | bool
+_LARGEST = 10**18
+Value = (
+    str
+    | Annotated[int, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+    | Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
+    | bool
+)
 
 
 # ---- requests
