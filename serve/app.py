@@ -33,6 +33,7 @@ from serve.keys import Keyring
 from serve.limits import RateLimiter
 from serve.openapi import ROLES
 from serve.pages import Page
+from serve.records import ANONYMOUS
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
 
@@ -76,11 +77,11 @@ class ServiceLike(Protocol):
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`, in order."""
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str) -> bytes:
         """A JSON array of labels -> how many were new, changed, unknown."""
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given."""
+        """The answer as it was given, and the labels said since."""
 
     def user(self, user: str) -> bytes:
         """The recent events of a user with scores and decisions."""
@@ -121,7 +122,7 @@ def create_app(
 
     @route("POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_json(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:
@@ -298,6 +299,12 @@ def _offset(environ: WSGIEnvironment) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise RequestError(422, "invalid_field", f"offset: {text!r:.60}; expected a number of entries", "offset")
     return int(text)
+
+
+def _author(request: Any) -> str:
+    """Who does what a request asks for: the id of its key."""
+    author: str = request.env.get("seqfraud.key", ANONYMOUS)
+    return author
 
 
 def _read_json(environ: WSGIEnvironment, limit: int) -> bytes:

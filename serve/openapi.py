@@ -17,7 +17,7 @@ from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
 from seqfraud.policy import decide
 from seqfraud.schema import Schema
-from serve.answers import Answer, LabelCounts, ModelInForce, Refusal, State, UserHistory
+from serve.answers import Answer, GivenAnswer, GivenLabel, LabelCounts, ModelInForce, Refusal, State, UserHistory
 from serve.decoding import NO_CONTROL_CHARACTERS, Label, Limits, TransactionDecoder, decode_labels
 from serve.desk import NAME
 from serve.keys import ADMIN, LABEL, OPEN, SCORE, Roles
@@ -123,8 +123,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "getTransaction",
         "Looking",
         "The answer to a transaction",
-        "The answer exactly as it was given.",
-        "Answer",
+        "The answer exactly as it was given, and the labels that were said of it since, each with its source and author.",
+        "GivenAnswer",
         refusals=(400, 404, 503),
     ),
     Operation(
@@ -560,7 +560,7 @@ def _ref(name: str) -> Json:
 
 def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
     requests = [decoder.posted, Label, *_RULE_REQUESTS.values()]
-    answers = [Answer, LabelCounts, UserHistory, ModelInForce, State, Refusal, *_RULE_ANSWERS]
+    answers = [Answer, GivenAnswer, LabelCounts, UserHistory, ModelInForce, State, Refusal, *_RULE_ANSWERS]
     posted = {"Transaction", "Label", "EntryPosted", *(kind.__name__ for kind in _RULE_REQUESTS.values())}
     _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template="#/components/schemas/{name}")
     for name, schema in schemas.items():
@@ -568,7 +568,8 @@ def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
             schema["description"] = " ".join(schema["description"].split())
         if name not in posted:
             schema["required"] = list(schema["properties"])  # an answer always has all of them
-    schemas["Answer"]["required"].remove("degraded")  # it alone is there only where it is true
+    for name in ("Answer", "GivenAnswer"):
+        schemas[name]["required"].remove("degraded")  # it alone is there only where it is true
     _describe_transaction(schemas["Transaction"], manifest, decoder.limits)
     _describe_label(schemas["Label"]["properties"], decoder.limits)
     _describe_rules(schemas, manifest, decoder.limits)
@@ -622,7 +623,9 @@ def _describe_label(fields: Json, limits: Limits) -> None:
         f"ISO 8601, or milliseconds since 1970; null or left out: now. {_time_words(limits)}"
     )
     _limit(fields["source"], limits)
-    fields["source"]["description"] = "Who says it."
+    fields["source"]["description"] = (
+        "Where it is known from, such as `chargeback`; who says it is known by the API key."
+    )
 
 
 def _describe_rules(schemas: Json, manifest: Manifest, limits: Limits) -> None:
@@ -777,7 +780,7 @@ class _Examples:
             "scoreBatch": {"results": [answer, second, self._wrong_field]},
             "addLabels": msgspec.to_builtins(LabelCounts(new=1, changed=0, unchanged=0, unknown=0)),
             **_rule_answers(manifest.schema),
-            "getTransaction": answer,
+            "getTransaction": {**answer, "labels": [msgspec.to_builtins(_EXAMPLE_LABEL)]},
             "getUser": {"user": transaction.user, "history": 1, "events": [{"transaction": full, "answer": answer}]},
             "isAlive": {"status": "ok"},
             "isReady": {"status": "ready"},
@@ -835,6 +838,9 @@ def _rule_answers(schema: Schema) -> dict[str, Json]:
         "deleteRule": {"name": "likely"},
         "deleteList": {"name": "stolen"},
     }
+
+
+_EXAMPLE_LABEL = GivenLabel(True, 1_735_776_000_000, 1_735_776_000_250, "chargeback", "k7c2m4qa")
 
 
 def _example_answer(identity: str, bundle: Bundle) -> Answer:

@@ -7,6 +7,9 @@ import msgspec
 
 TRANSACTION, LABELS, NOTE, ACTION = 0, 1, 2, 3
 
+ANONYMOUS = "anonymous"
+"""Author of what is done where there are no API keys."""
+
 
 @dataclass(slots=True, frozen=True)
 class TransactionRecord:

@@ -26,7 +26,7 @@ from seqfraud.errors import JournalError, ModelError, RequestError, RunError, Se
 from seqfraud.identifiers import Identifiers
 from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
-from serve.answers import Answer, Reason
+from serve.answers import Answer, GivenAnswer, GivenLabel, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.desk import Desk
@@ -36,7 +36,7 @@ from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
-from serve.records import Record
+from serve.records import ANONYMOUS, Record
 from serve.rulebook import KINDS, RuleBook
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
@@ -158,6 +158,7 @@ class Service:
             self.follow(KINDS, self.rules.fold)
             opened.pop_all()
         self.desk = Desk(self, self.rules, bundle, self._identifiers, self._limits, self.decoder, state)
+        _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
@@ -218,6 +219,7 @@ class Service:
                 return
             self._ready = False  # a snapshot that is being taken gets no name any more
             self._journal.close()
+            _log.info("%s at the end", _head_words(self._journal.head))
         self._stop_snapshots()
         with self._snapshotting:
             self._folder_lock.release()
@@ -241,14 +243,15 @@ class Service:
         """
         with self._snapshotting:
             with self._lock:
-                seq = self._journal.last_seq
+                seq, head = self._journal.last_seq, self._journal.head
                 capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
             self._snapshot_seq = seq
+            _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
         return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
@@ -500,13 +503,13 @@ class Service:
 
     # ---- labels
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str = ANONYMOUS) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits), author))
         self._wait_durable(self._journal.last_seq)
         return answer
 
-    def hear_labels(self, labels: list[SaidLabel]) -> dict[str, int]:
+    def hear_labels(self, labels: list[SaidLabel], author: str = ANONYMOUS) -> dict[str, int]:
         """Store labels, all or none, and let them wait for their time. Labels of unknown transactions are kept."""
         column, hidden = self.bundle.manifest.schema.transaction, self._identifiers
         labels = [
@@ -522,7 +525,7 @@ class Service:
             self._require_ready()
             self.check_deadline()
             try:
-                counts, records = self._store_labels(labels)
+                counts, records = self._store_labels(labels, author)
             except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
@@ -531,7 +534,7 @@ class Service:
                 self._memory.hear(record)
             return counts
 
-    def _store_labels(self, labels: list[SaidLabel]) -> tuple[dict[str, int], list[LabelRecord]]:
+    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
         now = self._clock()
         seq = self._journal.last_seq
@@ -554,7 +557,7 @@ class Service:
             newest[identity] = label.is_fraud
             seq += 1
             known_at = now if label.known_at is None else label.known_at
-            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
+            records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
         self._journal.append_labels(records)
         return counts, records
 
@@ -607,17 +610,17 @@ class Service:
     # ---- looking
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given. Raises RequestError 404."""
+        """The answer as it was given, and the labels said since. Raises RequestError 404."""
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
             record = self._journal.transaction(stored)
+            labels = self._journal.labels_of(stored)
         if record is None:
             raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-        if stored == transaction_id:
-            return record.answer
         answer = msgspec.json.decode(record.answer, type=Answer)
         answer.transaction_id = transaction_id
-        return self._encode(answer)
+        given = [GivenLabel(r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
+        return self._encode(GivenAnswer(**msgspec.structs.asdict(answer), labels=given))
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
@@ -706,6 +709,11 @@ def _readable() -> Iterator[None]:
     except JournalError as error:
         _log.error("journal: %s", error)
         raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
+def _head_words(head: str) -> str:
+    """For the log, which is kept where nobody who may write the state folder can change it."""
+    return f"journal head {head}"
 
 
 def _no_pause(seconds: float) -> None:
