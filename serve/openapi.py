@@ -347,7 +347,9 @@ _PATH_PARAMETERS = {
 _OFFSET = {
     "name": "offset",
     "in": "query",
+    "required": False,
     "description": "How many entries to pass over.",
+    "example": 0,
     "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0},
 }
 _RULE_REQUESTS: dict[str, type[msgspec.Struct]] = {
