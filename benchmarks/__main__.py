@@ -15,6 +15,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
     "overload": (["benchmarks.overload"], None),
     "preparation": (["benchmarks.preparation"], None),
     "restart": (["benchmarks.restart"], None),
+    "rules": (["benchmarks.rules"], None),
     "snapshot": (["benchmarks.snapshot"], None),
     "stream_parity_handbook": (["benchmarks.stream_parity"], "handbook.parquet"),
     "stream_parity_sparkov_gen": (
