@@ -19,7 +19,7 @@ from cel_expr_python import cel
 from seqfraud.bundle import Manifest
 from seqfraud.config import DAY_MS
 from seqfraud.errors import RequestError
-from seqfraud.identifiers import Identifiers
+from seqfraud.identifiers import Identifiers, treatments
 
 __all__ = ["Expression", "Language", "Value", "Window", "activation", "ever_true", "holds", "identifier_of", "nearest"]
 
@@ -129,6 +129,7 @@ class Language:
         schema = manifest.schema
         self.schema = schema
         self._hide = identifiers
+        self._treatments = treatments(schema, manifest.identifiers)
         self.columns: dict[str, str] = {}
         """Identifier -> column, for the fields; of two columns with one identifier the first has it."""
         for column in (*schema.numbers, *schema.texts, schema.user, schema.time):
@@ -195,7 +196,7 @@ class Language:
                     field, f"{name!r} is no name here", f"a field or a value that rules know{self._hint(name)}"
                 )
             column = self.columns.get(name)
-            if kind == "text" and column is not None and self._hide.treatments.get(column) == "hash":
+            if kind == "text" and column is not None and self._treatments.get(column) == "hash":
                 raise _refused(field, f"the values of {column} are stored hashed", f"a list, or has_{name}")
             types[name] = _TYPES[kind]
 

@@ -57,17 +57,25 @@ def recent_of(users: UserTable, slot: int, time: int) -> Recent:
 class Case:
     """One transaction as rules and lists see it."""
 
-    __slots__ = ("_row", "history", "late", "probability", "recent", "transaction")
+    __slots__ = ("_look", "_recent", "_row", "history", "late", "probability", "transaction")
 
     def __init__(
         self, transaction: Transaction, probability: float, history: int, late: bool, recent: Callable[[], Recent]
     ) -> None:
+        """`recent` is called where something asks for it, once."""
         self.transaction = transaction
         self.probability = probability
         self.history = history
         self.late = late
-        self.recent = recent
+        self._look = recent
+        self._recent: Recent | None = None
         self._row: dict[str, Any] | None = None
+
+    def recent(self) -> Recent:
+        """The user's newest events before this one's place."""
+        if self._recent is None:
+            self._recent = self._look()
+        return self._recent
 
     def text(self, column: str) -> str | None:
         """A text as it is stored, None where it is missing."""

@@ -18,7 +18,7 @@ from seqfraud.errors import RequestError
 from seqfraud.identifiers import Identifiers
 from seqfraud.policy import DECISIONS, Decision
 from serve.answers import Reason
-from serve.expressions import Language, Value, activation, ever_true, holds
+from serve.expressions import Expression, Language, Value, activation, ever_true, holds
 from serve.facts import Case, Facts, Getter
 from serve.lists import Entry, ListKind, NamedList
 from serve.records import ActionRecord
@@ -159,6 +159,8 @@ class RuleBook:
         self._walked: list[NamedList] = []
         """The lists that hold something, in the order in which they are asked."""
         self._plan: _Plan | None = None
+        self._expressions: dict[str, Expression] = {}
+        """Compiled, by their text; and groups of them, by their sources: what a change leaves as it was."""
         self._made: dict[tuple[str, ...], Any | None] = {}
 
     @classmethod
@@ -253,13 +255,14 @@ class RuleBook:
 
     def _planned(self) -> _Plan:
         """Compile what is enabled; programs of groups that were there before are kept."""
-        compiled = []
+        compiled: list[tuple[Rule, Expression]] = []
         names: set[str] = set()
         for rule in self.rules.values():
             if not rule.definition.enabled:
                 continue
+            text = rule.definition.expression
             try:
-                expression = self.language.compile(rule.definition.expression)
+                expression = self._expressions.get(text) or self.language.compile(text)
             except RequestError as error:
                 if not rule.broken:
                     _log.warning("the rule %s cannot be evaluated with this bundle: %s", rule.name, error)
@@ -274,7 +277,7 @@ class RuleBook:
             if len(some) > 1:
                 made[sources] = self._made[sources] if sources in self._made else ever_true(sources)
             groups.append(_Group(tuple((r, e.program) for r, e in some), made.get(sources)))
-        self._made = made
+        self._made, self._expressions = made, {r.definition.expression: e for r, e in compiled}
         self._plan = _Plan(self.facts.getters(names), groups)
         return self._plan
 

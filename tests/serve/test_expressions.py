@@ -192,11 +192,12 @@ def test_card_numbers_do_not_stay_in_an_expression(language):
     assert holds(expression.program, activation({"merchant": hidden})) is True
 
 
-def test_hashed_columns_are_for_lists(cards):
-    policy = IdentifiersConfig("keep", {"merchant": "hash"})
-    language = Language(cards.manifest, Identifiers(cards.manifest.schema, policy, bytes(32)))
-    assert "expected a list, or has_merchant" in refused(language, "merchant == 'm1'")
-    language.compile("has_merchant && device == 'd1'")
+def test_hashed_columns_are_for_lists(make_bundle, cards_toml):
+    manifest = make_bundle(cards_toml + '\n[identifiers]\ndefault = "hash"\n').manifest
+    for key in (bytes(32), None):  # the command may not have it
+        language = Language(manifest, Identifiers(manifest.schema, manifest.identifiers, key))
+        assert "expected a list, or has_merchant" in refused(language, "merchant == 'm1'")
+        language.compile("has_merchant && kind == 'd1'")
 
 
 def test_any_column_has_a_name():
