@@ -17,6 +17,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
     "preparation": (["benchmarks.preparation"], None),
     "reasons": (["benchmarks.reasons"], None),
     "restart": (["benchmarks.restart"], None),
+    "rules": (["benchmarks.rules"], None),
     "snapshot": (["benchmarks.snapshot"], None),
     "stream_parity_handbook": (["benchmarks.stream_parity"], "handbook.parquet"),
     "stream_parity_sparkov_gen": (

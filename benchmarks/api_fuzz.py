@@ -119,6 +119,7 @@ def cannot_be_said(body: Any, error: dict[str, str]) -> bool:
 def fuzz(url: str, examples: int, seed: int) -> Fuzzed:
     """Run all phases of schemathesis against a service, at most `examples` random requests per operation."""
     schemathesis.openapi.format("date-time", TIMES)
+    schemathesis.openapi.format("cel", CONDITIONS)
     config = SchemathesisConfig.from_dict(
         {
             "seed": seed,
@@ -146,6 +147,13 @@ def fuzz(url: str, examples: int, seed: int) -> Fuzzed:
 _ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 TIMES = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=_ZONES).map(datetime.isoformat)
 """schemathesis would also make the second 60, which is no time to Python."""
+
+CONDITIONS = st.lists(
+    st.sampled_from(["probability > 0.5", "count_1h >= 3", "hour < 6", "since_last < 60", "late", "!late"]),
+    min_size=1,
+    max_size=9,
+).map(" || ".join)
+"""What JSON schema cannot say of a rule's expression."""
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import parse_qs, quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from seqfraud.bundle import Bundle
@@ -27,6 +27,7 @@ from seqfraud.errors import RequestError
 from serve.answers import refusal_body
 from serve.decoding import TransactionDecoder
 from serve.description import Description
+from serve.desk import Desk
 from serve.hug_compat import falcon, hug
 from serve.keys import Keyring
 from serve.limits import RateLimiter
@@ -68,6 +69,7 @@ class ServiceLike(Protocol):
 
     bundle: Bundle
     decoder: TransactionDecoder
+    desk: Desk
 
     def score(self, body: bytes) -> bytes:
         """One transaction (a JSON object) -> its answer."""
@@ -140,6 +142,58 @@ def create_app(
     @route("GET", "/v1/model")
     def model(request: Any) -> bytes:
         return service.model()
+
+    @route("GET", "/v1/rules")
+    def rules(request: Any) -> bytes:
+        return service.desk.rules()
+
+    @route("POST", "/v1/rules/test")
+    def test_rule(request: Any) -> bytes:
+        return service.desk.test_rule(_read_json(request.env, max_body_bytes))
+
+    @route("GET", "/v1/rules/{name}")
+    def rule(request: Any, name: str) -> bytes:
+        return service.desk.rule(name)
+
+    @route("PUT", "/v1/rules/{name}")
+    def put_rule(request: Any, name: str) -> bytes:
+        return service.desk.put_rule(name, _read_json(request.env, max_body_bytes), _author(request))
+
+    @route("DELETE", "/v1/rules/{name}")
+    def delete_rule(request: Any, name: str) -> bytes:
+        return service.desk.delete_rule(name, _read_json(request.env, max_body_bytes), _author(request))
+
+    @route("GET", "/v1/rules/{name}/history")
+    def rule_history(request: Any, name: str) -> bytes:
+        return service.desk.rule_history(name)
+
+    @route("GET", "/v1/lists")
+    def lists(request: Any) -> bytes:
+        return service.desk.lists()
+
+    @route("GET", "/v1/lists/{name}")
+    def show_list(request: Any, name: str) -> bytes:
+        return service.desk.list(name, _offset(request.env))
+
+    @route("PUT", "/v1/lists/{name}")
+    def put_list(request: Any, name: str) -> bytes:
+        return service.desk.put_list(name, _read_json(request.env, max_body_bytes), _author(request))
+
+    @route("DELETE", "/v1/lists/{name}")
+    def delete_list(request: Any, name: str) -> bytes:
+        return service.desk.delete_list(name, _read_json(request.env, max_body_bytes), _author(request))
+
+    @route("POST", "/v1/lists/{name}/entries")
+    def add_entries(request: Any, name: str) -> bytes:
+        return service.desk.add_entries(name, _read_json(request.env, max_body_bytes), _author(request))
+
+    @route("DELETE", "/v1/lists/{name}/entries")
+    def remove_entries(request: Any, name: str) -> bytes:
+        return service.desk.remove_entries(name, _read_json(request.env, max_body_bytes), _author(request))
+
+    @route("GET", "/v1/lists/{name}/history")
+    def list_history(request: Any, name: str) -> bytes:
+        return service.desk.list_history(name)
 
     @route("GET", "/healthz")
     def healthz(request: Any) -> bytes:
@@ -244,6 +298,14 @@ def _finish(api: Any) -> WSGIApplication:
         return body
 
     return application
+
+
+def _offset(environ: WSGIEnvironment) -> int:
+    """`offset` of the query; 0 where it is not there. Raises RequestError 422."""
+    text = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True).get("offset", ["0"])[-1]
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise RequestError(422, "invalid_field", f"offset: {text!r:.60}; expected a number of entries", "offset")
+    return int(text)
 
 
 def _author(request: Any) -> str:

@@ -5,6 +5,7 @@ in an object (msgspec takes the last without a word), and the limits of `InputSe
 without the limits: they may have become tighter since.
 """
 
+import difflib
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import time as clock_time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -536,6 +537,32 @@ def _said(label: Label, limits: Limits) -> SaidLabel:
         limits.check_time(known_at, label.known_at, "known_at")
     limits.check_text(label.source, "source")
     return SaidLabel(identity, bool(label.is_fraud), known_at, label.source)
+
+
+T = TypeVar("T")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
+
+
+def decode_object(body: bytes, decoder: msgspec.json.Decoder[T], words: Mapping[str, str]) -> T:
+    """An object of a request, each name in it once. Raises RequestError.
+
+    Args:
+        words: by field, what is expected there.
+    """
+    _require_utf8(body)
+    try:
+        decoded = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        unknown = _UNKNOWN.search(str(error))
+        if unknown is None:
+            raise _invalid_field(error, body, words, ", ".join(words)) from None
+        near = difflib.get_close_matches(unknown[1], words, n=1, cutoff=0.0)[0]
+        message = f"{unknown[1]:.{SHOWN}}: there is no such field; the nearest is {near}"
+        raise RequestError(422, "unknown_field", message, unknown[1][:SHOWN]) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _invalid_json(error, body) from None
+    _require_each_once(body)
+    return decoded
 
 
 def _wrong_label(body: bytes) -> RequestError:

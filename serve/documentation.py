@@ -104,7 +104,8 @@ def _operation(method: str, path: str, operation: Json, document: Json) -> str:
         content = body["content"]["application/json"]
         parts += ["<h4>Body</h4>", _described(content["schema"], document)]
     if "parameters" in operation:
-        parts.append("<h4>In the path</h4>")
+        places = " and the ".join(dict.fromkeys(p["in"] for p in operation["parameters"]))
+        parts.append(f"<h4>In the {places}</h4>")
         parts.append(
             _fields({p["name"]: {**p["schema"], "description": p["description"]} for p in operation["parameters"]})
         )
@@ -126,16 +127,17 @@ def _keys(security: list[dict[str, list[str]]]) -> str:
 
 def _examples(method: str, path: str, operation: Json) -> list[str]:
     """A curl line per example of the body, or one."""
+    filled = path
+    for parameter in operation.get("parameters", []):
+        filled = filled.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
     if "requestBody" not in operation:
-        filled = path
-        for parameter in operation.get("parameters", []):
-            filled = filled.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
         return ["<h4>Example</h4>", _pre(f'curl -s "$SEQFRAUD{filled}"')]
+    verb = "" if method.upper() == "POST" else f" -X {method.upper()}"
     parts = ["<h4>Examples</h4>"]
     content = operation["requestBody"]["content"]["application/json"]
     for i, example in enumerate(content["examples"].values()):
         posted = shlex.quote(_pretty(example["value"]))
-        shown = _pre(f"curl -s \"$SEQFRAUD{path}\" -H 'Content-Type: application/json' -d {posted}")
+        shown = _pre(f"curl -s{verb} \"$SEQFRAUD{filled}\" -H 'Content-Type: application/json' -d {posted}")
         opened = " open" if i == 0 else ""
         parts.append(f"<details{opened}><summary>{_words(example['summary'])}</summary>{shown}</details>")
     return parts

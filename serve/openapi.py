@@ -12,7 +12,7 @@ import msgspec
 
 import seqfraud
 from seqfraud.bundle import Bundle, Manifest
-from seqfraud.canonical import spell_time
+from seqfraud.canonical import EARLIEST_MS, LATEST_MS, spell_time
 from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
 from seqfraud.schema import Schema
@@ -30,8 +30,27 @@ from serve.answers import (
     State,
     UserHistory,
 )
-from serve.decoding import Label, Limits, Transaction, TransactionDecoder, decode_labels
-from serve.keys import LABEL, OPEN, SCORE, Roles
+from serve.decoding import NO_CONTROL_CHARACTERS, Label, Limits, Transaction, TransactionDecoder, decode_labels
+from serve.desk import NAME
+from serve.keys import ADMIN, LABEL, OPEN, SCORE, Roles
+from serve.rule_bodies import (
+    MAX_ENTRIES,
+    DraftPosted,
+    EntriesPosted,
+    EntryCounts,
+    Gone,
+    History,
+    ListInForce,
+    ListPage,
+    ListPosted,
+    Lists,
+    RuleInForce,
+    RulePosted,
+    Rules,
+    RuleTest,
+    ValuesPosted,
+    Why,
+)
 
 __all__ = ["OPERATIONS", "ROLES", "Operation", "describe", "example_transactions"]
 
@@ -47,6 +66,7 @@ TAGS = {
     "Scoring": "A transaction in, a probability and a decision out.",
     "Labels": "What turned out to be fraud, or honest.",
     "Looking": "What was answered, and by what.",
+    "Rules": "Conditions and lists beside the model, for its owners.",
     "Operation": "For whoever runs the service.",
     "Description": "This description.",
 }
@@ -150,6 +170,127 @@ OPERATIONS: tuple[Operation, ...] = (
         "ModelInForce",
         refusals=(503,),
     ),
+    Operation(
+        "GET",
+        "/v1/rules",
+        "getRules",
+        "Rules",
+        "Every rule",
+        "In their order: by priority, then by name; drafts too.",
+        "Rules",
+    ),
+    Operation(
+        "POST",
+        "/v1/rules/test",
+        "testRule",
+        "Rules",
+        "What a draft would have hit",
+        "Evaluates a condition on the newest transactions of the journal, as they were answered. Nothing is changed, and "
+        "scoring goes on meanwhile. One is tested at a time.",
+        "RuleTest",
+        refusals=_POSTED,
+    ),
+    Operation(
+        "GET",
+        "/v1/rules/{name}",
+        "getRule",
+        "Rules",
+        "One rule",
+        "As it stands, with how often it was true since the start.",
+        "RuleInForce",
+        refusals=(404,),
+    ),
+    Operation(
+        "PUT",
+        "/v1/rules/{name}",
+        "putRule",
+        "Rules",
+        "Make or change a rule",
+        "Checked against the model's fields, stored with its author and why, and in force for the next transaction.",
+        "RuleInForce",
+        refusals=(*_POSTED, 409),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/rules/{name}",
+        "deleteRule",
+        "Rules",
+        "Delete a rule",
+        "Its history stays.",
+        "Gone",
+        refusals=(*_POSTED, 404),
+    ),
+    Operation(
+        "GET",
+        "/v1/rules/{name}/history",
+        "getRuleHistory",
+        "Rules",
+        "Every change of a rule",
+        "Who, when, why, oldest first; of a deleted rule too.",
+        "History",
+        refusals=(404, 503),
+    ),
+    Operation("GET", "/v1/lists", "getLists", "Rules", "Every list", "In their order: allow lists first.", "Lists"),
+    Operation(
+        "GET",
+        "/v1/lists/{name}",
+        "getList",
+        "Rules",
+        "A list and its entries",
+        "A page of them from `offset` on.",
+        "ListPage",
+        refusals=(404, 422),
+    ),
+    Operation(
+        "PUT",
+        "/v1/lists/{name}",
+        "putList",
+        "Rules",
+        "Make a list",
+        "An empty one; a list that is there keeps its entries, its kind and its field.",
+        "ListInForce",
+        refusals=(*_POSTED, 409),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/lists/{name}",
+        "deleteList",
+        "Rules",
+        "Delete a list",
+        "With its entries; its history stays.",
+        "Gone",
+        refusals=(*_POSTED, 404),
+    ),
+    Operation(
+        "POST",
+        "/v1/lists/{name}/entries",
+        "addEntries",
+        "Rules",
+        "Put values on a list",
+        "All or none. A value that is there gets the new end and the new why.",
+        "EntryCounts",
+        refusals=(*_POSTED, 404, 409),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/lists/{name}/entries",
+        "removeEntries",
+        "Rules",
+        "Take values off a list",
+        "Those that are not on it are counted.",
+        "EntryCounts",
+        refusals=(*_POSTED, 404, 409),
+    ),
+    Operation(
+        "GET",
+        "/v1/lists/{name}/history",
+        "getListHistory",
+        "Rules",
+        "Every change of a list",
+        "Who, when, why, oldest first; of values the first hundred of each change.",
+        "History",
+        refusals=(404, 503),
+    ),
     Operation("GET", "/healthz", "isAlive", "Operation", "Alive?", "The process answers.", "State"),
     Operation(
         "GET",
@@ -201,6 +342,19 @@ ROLES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/transactions/{transaction_id}/explanation"): LABEL,
     ("GET", "/v1/users/{user}"): LABEL,
     ("GET", "/v1/model"): SCORE,
+    ("GET", "/v1/rules"): ADMIN,
+    ("POST", "/v1/rules/test"): ADMIN,
+    ("GET", "/v1/rules/{name}"): ADMIN,
+    ("PUT", "/v1/rules/{name}"): ADMIN,
+    ("DELETE", "/v1/rules/{name}"): ADMIN,
+    ("GET", "/v1/rules/{name}/history"): ADMIN,
+    ("GET", "/v1/lists"): ADMIN,
+    ("GET", "/v1/lists/{name}"): ADMIN,
+    ("PUT", "/v1/lists/{name}"): ADMIN,
+    ("DELETE", "/v1/lists/{name}"): ADMIN,
+    ("POST", "/v1/lists/{name}/entries"): ADMIN,
+    ("DELETE", "/v1/lists/{name}/entries"): ADMIN,
+    ("GET", "/v1/lists/{name}/history"): ADMIN,
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,
     ("GET", "/openapi.json"): OPEN,
@@ -209,7 +363,30 @@ ROLES: dict[tuple[str, str], Roles] = {
 }
 """Which keys an operation takes, where the service has keys; the edge asks here too."""
 
-_PATH_PARAMETERS = {"transaction_id": "A transaction's id as text.", "user": "A user's id as text."}
+_PATH_PARAMETERS = {
+    "transaction_id": "A transaction's id as text. Percent-encoded UTF-8.",
+    "user": "A user's id as text. Percent-encoded UTF-8.",
+    "name": "The name of a rule or a list.",
+}
+_OFFSET = {
+    "name": "offset",
+    "in": "query",
+    "required": False,
+    "description": "How many entries to pass over.",
+    "example": 0,
+    "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0},
+}
+_RULE_REQUESTS: dict[str, type[msgspec.Struct]] = {
+    "putRule": RulePosted,
+    "deleteRule": Why,
+    "testRule": DraftPosted,
+    "putList": ListPosted,
+    "deleteList": Why,
+    "addEntries": EntriesPosted,
+    "removeEntries": ValuesPosted,
+}
+
+_RULE_ANSWERS = (Rules, RuleInForce, RuleTest, Lists, ListInForce, ListPage, EntryCounts, Gone, History)
 
 _REFUSALS: dict[int, tuple[str, str, tuple[str, str, str]]] = {
     400: ("Unreadable", "Not JSON, cut off, or an address that cannot be read.", ("", "", "")),
@@ -330,11 +507,13 @@ def _operation(
                 "name": name,
                 "in": "path",
                 "required": True,
-                "description": f"{_PATH_PARAMETERS[name]} Percent-encoded UTF-8.",
-                "schema": {"type": "string", "minLength": 1},
-                "example": examples.in_path(name),
+                "description": _PATH_PARAMETERS[name],
+                "schema": {"type": "string", **({"pattern": NAME} if name == "name" else {"minLength": 1})},
+                "example": examples.in_path(name, operation.path),
             }
         ]
+    if operation.id == "getList":
+        about["parameters"].append(_OFFSET)
     if operation.id in examples.requests:
         about["requestBody"] = {
             "required": True,
@@ -355,6 +534,8 @@ def _operation(
 def _request_schema(operation_id: str, manifest: Manifest, limits: Limits) -> Json:
     if operation_id == "score":
         return _ref("Transaction")
+    if operation_id in _RULE_REQUESTS:
+        return _ref(_RULE_REQUESTS[operation_id].__name__)
     if operation_id == "scoreBatch":
         return {"type": "array", "maxItems": manifest.serve.max_batch, "items": _ref("Transaction")}
     return {"type": "array", "maxItems": limits.settings.max_labels, "items": _ref("Label")}
@@ -404,18 +585,20 @@ def _ref(name: str) -> Json:
 
 
 def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
-    requests = [decoder.posted, Label]
-    answers = [Answer, GivenAnswer, Explanation, LabelCounts, UserHistory, ModelInForce, State, Refusal]
+    requests = [decoder.posted, Label, *_RULE_REQUESTS.values()]
+    answers = [Answer, GivenAnswer, Explanation, LabelCounts, UserHistory, ModelInForce, State, Refusal, *_RULE_ANSWERS]
+    posted = {"Transaction", "Label", "EntryPosted", *(kind.__name__ for kind in _RULE_REQUESTS.values())}
     _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template="#/components/schemas/{name}")
     for name, schema in schemas.items():
         if "description" in schema:
             schema["description"] = " ".join(schema["description"].split())
-        if name not in ("Transaction", "Label"):
+        if name not in posted:
             schema["required"] = list(schema["properties"])  # an answer always has all of them
     for name in ("Answer", "GivenAnswer"):
         schemas[name]["required"].remove("degraded")  # it alone is there only where it is true
     _describe_transaction(schemas["Transaction"], manifest, decoder.limits)
     _describe_label(schemas["Label"]["properties"], decoder.limits)
+    _describe_rules(schemas, manifest, decoder.limits)
     result = {"anyOf": [_ref("Answer"), _ref("Refusal")]}
     schemas["BatchAnswer"] = {
         "title": "BatchAnswer",
@@ -469,6 +652,29 @@ def _describe_label(fields: Json, limits: Limits) -> None:
     fields["source"]["description"] = (
         "Where it is known from, such as `chargeback`; who says it is known by the API key."
     )
+
+
+def _describe_rules(schemas: Json, manifest: Manifest, limits: Limits) -> None:
+    """Says within which limits what is posted to rules and lists is taken."""
+    posted = [schemas[kind.__name__]["properties"] for kind in dict.fromkeys(_RULE_REQUESTS.values())]
+    control = "" if limits.settings.control_characters else NO_CONTROL_CHARACTERS[3:-3]
+    why = f"^[^{control}]*[^{control} ][^{control}]*$" if control else "[^ ]"
+    for fields in posted:
+        if "why" in fields:
+            fields["why"] |= limits.text_schema() | {"pattern": why}
+    _limit(schemas["RulePosted"]["properties"]["words"], limits)
+    schema = manifest.schema
+    schemas["ListPosted"]["properties"]["field"]["enum"] = list(dict.fromkeys((schema.user, *schema.texts)))
+    entry = schemas["EntryPosted"]["properties"]
+    _limit(entry["value"], limits, empty=False)
+    text, *numbers, _null = entry["expires"]["anyOf"]
+    text |= {"format": "date-time"}
+    for number in numbers:
+        number |= {"minimum": EARLIEST_MS, "maximum": LATEST_MS - 1}
+    schemas["EntriesPosted"]["properties"]["entries"] |= {"minItems": 1, "maxItems": MAX_ENTRIES}
+    values = schemas["ValuesPosted"]["properties"]["values"]
+    values |= {"minItems": 1, "maxItems": MAX_ENTRIES}
+    _limit(values["items"], limits, empty=False)
 
 
 def _limit(field: Json, limits: Limits, unit: TimeUnit | None = None, empty: bool = True) -> None:
@@ -593,11 +799,13 @@ class _Examples:
                 "now": {"summary": "Known now", "value": [{"transaction_id": transaction.id, "is_fraud": False}]},
             },
         }
+        self.requests |= _rule_requests(manifest.schema)
         second = msgspec.to_builtins(_example_answer(self._posted["least"], bundle, decoder)) | {"history": 1}
         self.answers: dict[str, Any] = {
             "score": answer,
             "scoreBatch": {"results": [answer, second, self._wrong_field]},
             "addLabels": msgspec.to_builtins(LabelCounts(new=1, changed=0, unchanged=0, unknown=0)),
+            **_rule_answers(manifest.schema),
             "getTransaction": {**answer, "labels": [msgspec.to_builtins(_EXAMPLE_LABEL)]},
             "getUser": {"user": transaction.user, "history": 1, "events": [{"transaction": full, "answer": answer}]},
             "explainTransaction": msgspec.to_builtins(_example_explanation(transaction, bundle, decoder)),
@@ -605,8 +813,10 @@ class _Examples:
             "isReady": {"status": "ready"},
         }
 
-    def in_path(self, parameter: str) -> str:
+    def in_path(self, parameter: str, path: str) -> str:
         """An identifier of the examples."""
+        if parameter == "name":
+            return "stolen" if path.startswith("/v1/lists") else "likely"
         return self._user if parameter == "user" else self._transaction
 
     def refusal(self, status: int, max_body_bytes: int) -> Json:
@@ -615,6 +825,46 @@ class _Examples:
             return self._unreadable if status == 400 else self._wrong_field
         code, message, field = _REFUSALS[status][2]
         return {"error": {"code": code, "message": message.format(limit=max_body_bytes), "field": field}}
+
+
+def _rule_requests(schema: Schema) -> dict[str, Json]:
+    """Examples of what is posted to rules and lists."""
+    rule = {"expression": "probability > 0.5 && count_1h > 3", "decision": "review"}
+    why = "Many small payments in a row were fraud last week."
+    value = "192.0.2.0/24" if schema.user in schema.ip else "U-42"
+    bodies: dict[str, Json] = {
+        "putRule": {**rule, "enabled": True, "words": "many payments within an hour", "why": why},
+        "deleteRule": {"why": "Replaced."},
+        "testRule": {**rule, "last": 1000},
+        "putList": {"kind": "block", "field": schema.user, "why": "Cards that were reported as stolen."},
+        "deleteList": {"why": "Replaced."},
+        "addEntries": {"entries": [{"value": value, "expires": "2030-01-01T00:00:00Z"}], "why": "Reported as stolen."},
+        "removeEntries": {"values": [value], "why": "A mistake."},
+    }
+    return {name: {"example": {"summary": "An example", "value": body}} for name, body in bodies.items()}
+
+
+def _rule_answers(schema: Schema) -> dict[str, Json]:
+    """Examples of what rules and lists answer."""
+    said: Json = {"at": 1_735_689_600_000, "author": "0f1e2d3c4b5a", "why": "Reported as stolen."}
+    about = {"name": "stolen", "kind": "block", "field": schema.user, "entries": 1, **said}
+    rule = {
+        "name": "likely", "expression": "probability > 0.5 && count_1h > 3", "decision": "review", "enabled": True,
+        "priority": 100, "words": "many payments within an hour", **said, "matched": 12, "failed": 0, "broken": "",
+    }  # fmt: skip
+    counts = {"new": 1, "changed": 0, "removed": 0, "unknown": 0, "entries": 1}
+    return {
+        "getRule": rule,
+        "putRule": rule,
+        "getRules": {"rules": [rule]},
+        "putList": about,
+        "getLists": {"lists": [about]},
+        "getList": {"about": about, "entries": [{"value": "U-42", "expires": None, **said}], "next": None},
+        "addEntries": counts,
+        "removeEntries": {**counts, "new": 0, "removed": 1, "entries": 0},
+        "deleteRule": {"name": "likely"},
+        "deleteList": {"name": "stolen"},
+    }
 
 
 _EXAMPLE_LABEL = GivenLabel(True, 1_735_776_000_000, 1_735_776_000_250, "chargeback", "k7c2m4qa")

@@ -6,6 +6,7 @@ The journal is the truth and memory its fold: a transaction changes memory only 
 
 import copy
 import fcntl
+import functools
 import logging
 import os
 import threading
@@ -29,6 +30,8 @@ from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
+from serve.desk import Desk
+from serve.facts import Case, recent_of
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
@@ -36,6 +39,7 @@ from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
 from serve.reasons import COMBINATION, Explainer, Situation
 from serve.records import ANONYMOUS, Record
+from serve.rulebook import KINDS, RuleBook
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
 
 _log = logging.getLogger(__name__)
@@ -159,7 +163,10 @@ class Service:
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
             self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._rebuild()
+            self.rules = RuleBook(manifest, self._identifiers)
+            self.follow(KINDS, self.rules.fold)
             opened.pop_all()
+        self.desk = Desk(self, self.rules, bundle, self._identifiers, self._limits, self.decoder, state)
         _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
@@ -396,10 +403,21 @@ class Service:
         with _graphs_may_fail():
             scored = self._score(transaction, context)
         answer = self._answer(transaction, scored)
+        if self.rules.active:
+            self._apply_rules(transaction, scored, answer)
         if answer.decision != "approve":
             with _graphs_may_fail():
-                answer.reasons = self._explainer.reasons(self._situation(transaction, scored)) or [COMBINATION]
+                answer.reasons += self._explainer.reasons(self._situation(transaction, scored))
+            answer.reasons = answer.reasons or [COMBINATION]
         return scored, answer
+
+    def _apply_rules(self, transaction: Transaction, scored: Scored, answer: Answer) -> None:
+        slot = self._users.slots[transaction.user]
+        recent = functools.partial(recent_of, self._users, slot, transaction.time)
+        case = Case(transaction, scored.probability, scored.history, scored.late, recent)
+        ruling = self.rules.decide(answer.decision, case)
+        answer.decision = ruling.decision
+        answer.reasons = ruling.reasons + answer.reasons
 
     def judge_again(self, record: TransactionRecord) -> Answer:
         """The answer to a stored transaction if it came now and read the context that was recorded; nothing is changed."""
@@ -602,6 +620,15 @@ class Service:
                 fold(record)
         self._wait_durable(record.seq)
         return record
+
+    def actions(self, kind: str) -> list[ActionRecord]:
+        """What was done of a kind, in order. Raises RequestError 503."""
+        with self._lock, _readable():
+            return self._journal.actions((kind,))
+
+    def reading(self) -> threading.RLock:
+        """What is held while the rule book is read."""
+        return self._lock
 
     # ---- looking
 

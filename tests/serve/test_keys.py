@@ -288,6 +288,10 @@ class Service:
 
     bundle = decoder = None
 
+    @property
+    def desk(self) -> "Service":
+        return self
+
     def ready(self) -> bool:
         return True
 
@@ -319,6 +323,19 @@ ROUTES = [
     ("GET", "/v1/transactions/1/explanation", "explanation", {"label", "admin"}),
     ("GET", "/v1/users/1", "user", {"label", "admin"}),
     ("GET", "/v1/model", "model", {"score", "admin"}),
+    ("GET", "/v1/rules", "rules", {"admin"}),
+    ("POST", "/v1/rules/test", "test_rule", {"admin"}),
+    ("GET", "/v1/rules/a", "rule", {"admin"}),
+    ("PUT", "/v1/rules/a", "put_rule", {"admin"}),
+    ("DELETE", "/v1/rules/a", "delete_rule", {"admin"}),
+    ("GET", "/v1/rules/a/history", "rule_history", {"admin"}),
+    ("GET", "/v1/lists", "lists", {"admin"}),
+    ("GET", "/v1/lists/a", "list", {"admin"}),
+    ("PUT", "/v1/lists/a", "put_list", {"admin"}),
+    ("DELETE", "/v1/lists/a", "delete_list", {"admin"}),
+    ("POST", "/v1/lists/a/entries", "add_entries", {"admin"}),
+    ("DELETE", "/v1/lists/a/entries", "remove_entries", {"admin"}),
+    ("GET", "/v1/lists/a/history", "list_history", {"admin"}),
     ("GET", "/healthz", None, {"score", "label", "admin", None}),
     ("GET", "/readyz", None, {"score", "label", "admin", None}),
     ("GET", "/openapi.json", None, {"score", "label", "admin", None}),
@@ -386,7 +403,9 @@ def test_the_routes_of_the_app_are_all_in_this_table() -> None:
         hug.API = real
     urls = {url for urls in made[0].http.routes.values() for url in urls}
     assert urls == {
-        path.replace("transactions/1", "transactions/{transaction_id}").replace("users/1", "users/{user}")
+        path.replace("transactions/1", "transactions/{transaction_id}")
+        .replace("users/1", "users/{user}")
+        .replace("/a", "/{name}")
         for _, path, *_ in ROUTES
     }
 
