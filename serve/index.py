@@ -16,11 +16,11 @@ import msgspec
 
 from seqfraud.errors import JournalError, RunError
 from seqfraud.files import replaced_file
-from serve.records import LabelRecord, Note, Record, TransactionRecord
+from serve.records import ActionRecord, LabelRecord, Note, Record, TransactionRecord
 
 _log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """1 was a journal in SQLite alone."""
 
 _TABLES = """
@@ -33,13 +33,21 @@ CREATE TABLE transactions (
     bundle TEXT NOT NULL);
 CREATE TABLE labels (
     seq INTEGER PRIMARY KEY, transaction_id TEXT NOT NULL, is_fraud INTEGER NOT NULL, known_at INTEGER NOT NULL,
-    said_at INTEGER NOT NULL, source TEXT NOT NULL);
+    said_at INTEGER NOT NULL, source TEXT NOT NULL, author TEXT NOT NULL);
+CREATE TABLE actions (
+    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, at INTEGER NOT NULL, author TEXT NOT NULL, body TEXT NOT NULL);
 """
 _INDEXES = """
 CREATE UNIQUE INDEX transactions_id ON transactions (id);
 CREATE INDEX transactions_user ON transactions (user, time);
 CREATE INDEX labels_transaction ON labels (transaction_id);
+CREATE INDEX actions_kind ON actions (kind);
 """
+
+
+_LABELS_OF = (
+    "SELECT seq, transaction_id, is_fraud, known_at, said_at, source, author FROM labels WHERE transaction_id = ?"
+)
 
 
 class Folded(NamedTuple):
@@ -126,15 +134,22 @@ class Index:
 
     def last_label(self, identity: str) -> LabelRecord | None:
         """The newest label said of a transaction."""
+        rows = self._rows(f"{_LABELS_OF} ORDER BY seq DESC LIMIT 1", identity)
+        return _label(rows[0]) if rows else None
+
+    def labels_of(self, identity: str) -> list[LabelRecord]:
+        """Every label said of a transaction, as they were said."""
+        return [_label(row) for row in self._rows(f"{_LABELS_OF} ORDER BY seq", identity)]
+
+    def actions(self, kinds: Sequence[str], after_seq: int) -> list[ActionRecord]:
+        """Actions of some kinds after a sequence number, in order."""
+        marks = ", ".join("?" * len(kinds))
         rows = self._rows(
-            "SELECT seq, transaction_id, is_fraud, known_at, said_at, source FROM labels WHERE transaction_id = ? "
-            "ORDER BY seq DESC LIMIT 1",
-            identity,
+            f"SELECT seq, kind, at, author, body FROM actions WHERE kind IN ({marks}) AND seq > ? ORDER BY seq",
+            *kinds,
+            after_seq,
         )
-        if not rows:
-            return None
-        seq, _, is_fraud, known_at, said_at, source = rows[0]
-        return LabelRecord(seq, identity, bool(is_fraud), known_at, said_at, source)
+        return [ActionRecord(seq, kind, at, author, body.encode()) for seq, kind, at, author, body in rows]
 
     def count_before(self, user: str, time: int, seq: int) -> int:
         """Number of a user's transactions at or before a time with sequence numbers below `seq`."""
@@ -216,15 +231,17 @@ def _fold(db: sqlite3.Connection, batch: Batch) -> None:
     records = batch.records
     transactions = (_row(r, position) for r, position in records if isinstance(r, TransactionRecord))
     labels = (
-        (r.seq, r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source)
+        (r.seq, r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source, r.author)
         for r, _ in records
         if isinstance(r, LabelRecord)
     )
+    actions = ((r.seq, r.kind, r.at, r.author, r.body.decode()) for r, _ in records if isinstance(r, ActionRecord))
     notes = ((r.key, r.value) for r, _ in records if isinstance(r, Note))
     db.execute("BEGIN")
     try:
         db.executemany("INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", transactions)
-        db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?)", labels)
+        db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?)", labels)
+        db.executemany("INSERT INTO actions VALUES (?, ?, ?, ?, ?)", actions)
         db.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes)
         db.execute("INSERT OR REPLACE INTO folded VALUES (1, ?, ?, ?, ?)", batch.folded)
         db.execute("COMMIT")
@@ -232,6 +249,11 @@ def _fold(db: sqlite3.Connection, batch: Batch) -> None:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _label(row: Any) -> LabelRecord:
+    seq, identity, is_fraud, known_at, said_at, source, author = row
+    return LabelRecord(seq, identity, bool(is_fraud), known_at, said_at, source, author)
 
 
 def _row(r: TransactionRecord, position: int) -> tuple[object, ...]:

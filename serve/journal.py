@@ -1,4 +1,4 @@
-"""The journal: every accepted transaction with its answer, every label, in one arrival sequence.
+"""The journal: every accepted transaction with its answer, every label and action, in one arrival sequence.
 
 The log (`log.py`) is the truth: a record is accepted once its frame is written. SQLite (`index.py`) follows a moment
 behind. Until it has, the records of that moment are looked up in memory, so that together they are always complete.
@@ -9,32 +9,36 @@ import logging
 import sqlite3
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from seqfraud.errors import JournalError, RunError
 from serve.index import Batch, Folded, Index, build_index, open_index
 from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Log, sync_folder
 from serve.records import (
+    ActionRecord,
     LabelRecord,
     Note,
     Record,
     TransactionRecord,
     decode_records,
+    encode_action,
     encode_labels,
     encode_note,
     encode_transaction,
 )
 from serve.recovery import recover
 
-__all__ = ["Journal", "LabelRecord", "Promise", "TransactionRecord"]
+__all__ = ["ActionRecord", "Journal", "LabelRecord", "Promise", "TransactionRecord"]
 
 _log = logging.getLogger(__name__)
 
 Promise = Literal["process", "disk"]
 """What an answer stands on: `process` survives the death of the process, `disk` a power cut too."""
+
+_R = TypeVar("_R", LabelRecord, ActionRecord)
 
 SYNC_MS = 50.0
 TAIL_RECORDS = 20_000
@@ -56,14 +60,14 @@ class _Tail:
         self.by_seq[record.seq] = (record, position)
         if isinstance(record, TransactionRecord):
             self.by_id[record.id] = record
-        else:
+        elif isinstance(record, LabelRecord):
             self.labels[record.transaction_id] = record
 
     def forget(self, seq: int) -> None:
         record, _ = self.by_seq.pop(seq)
         if isinstance(record, TransactionRecord):
             del self.by_id[record.id]
-        elif self.labels[record.transaction_id] is record:
+        elif isinstance(record, LabelRecord) and self.labels[record.transaction_id] is record:
             del self.labels[record.transaction_id]
 
     def take_back(self, seqs: range, position: int) -> None:
@@ -77,6 +81,16 @@ class _Tail:
         held = list(self.by_id.values())  # a copy: records come and go meanwhile
         return [record for record in held if record.user == user]
 
+    def labels_of(self, identity: str) -> list[LabelRecord]:
+        if identity not in self.labels:
+            return []
+        held = list(self.by_seq.values())
+        return [record for record, _ in held if isinstance(record, LabelRecord) and record.transaction_id == identity]
+
+    def actions(self, kinds: Sequence[str], after_seq: int) -> list[ActionRecord]:
+        held = list(self.by_seq.values())
+        return [r for r, _ in held if isinstance(r, ActionRecord) and r.seq > after_seq and r.kind in kinds]
+
     def items(self, seqs: range, position: int) -> list[tuple[Record | Note, int]]:
         """What is to be folded: the records of these numbers, and the notes before a position."""
         notes = [(note, at) for note, at in list(self.notes) if at < position]
@@ -84,7 +98,7 @@ class _Tail:
 
 
 class Journal:
-    """Append and look up; sequence numbers start at 1 and count transactions and labels alike, notes not.
+    """Append and look up; sequence numbers start at 1 and count transactions, labels and actions alike, notes not.
 
     Appending and looking up are for one thread at a time (the service's lock); `wait_durable` is for any. Whatever
     cannot be stored or read raises JournalError and changes nothing.
@@ -217,6 +231,12 @@ class Journal:
             position = self._append(records[0].seq, len(records), payload)
             for record in records:
                 self._tail.add(record, position)
+
+    def append_action(self, record: ActionRecord) -> None:
+        """Add an action with the number after `last_seq`. JournalError."""
+        payload = encode_action(record)
+        with self._lock:
+            self._tail.add(record, self._append(record.seq, 1, payload))
 
     def meta(self, key: str) -> str | None:
         """A setting kept in the journal."""
@@ -398,6 +418,16 @@ class Journal:
         """The newest label said of a transaction."""
         return self._tail.labels.get(identity) or self._index.last_label(identity)
 
+    def labels_of(self, identity: str) -> list[LabelRecord]:
+        """Every label said of a transaction, as they were said."""
+        held = self._tail.labels_of(identity)
+        return _together(held, self._index.labels_of(identity))
+
+    def actions(self, kinds: Sequence[str], after_seq: int = 0) -> list[ActionRecord]:
+        """Actions of some kinds after a sequence number, in order."""
+        held = self._tail.actions(kinds, after_seq)
+        return _together(held, self._index.actions(kinds, after_seq))
+
     def events_before(self, user: str, time: int) -> int:
         """Number of accepted transactions of a user at or before a time."""
         held = self._tail.transactions_of(user)
@@ -431,6 +461,12 @@ class Journal:
         if not isinstance(record, TransactionRecord):
             raise JournalError(f"the index says that a transaction is at {position} of the log; remove the index")
         return record
+
+
+def _together(held: list[_R], stored: list[_R]) -> list[_R]:
+    """What the tail held a moment before the index had what it has now, in order and each once."""
+    last = stored[-1].seq if stored else 0
+    return stored + [record for record in held if record.seq > last]
 
 
 def _cannot_write(error: OSError) -> JournalError:

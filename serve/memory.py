@@ -124,6 +124,7 @@ class Memory:
         for record in records:
             if isinstance(record, LabelRecord):
                 self.hear(record)
+            if not isinstance(record, TransactionRecord):
                 continue
             taken = self.take(record, as_recorded(record.bundle))
             self.settle(record.seq, taken.transaction, taken.rows)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-TRANSACTION, LABELS, NOTE = 0, 1, 2
+TRANSACTION, LABELS, NOTE, ACTION = 0, 1, 2, 3
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,7 +25,7 @@ class TransactionRecord:
 
 @dataclass(slots=True, frozen=True)
 class LabelRecord:
-    """A label as it was said."""
+    """A label as it was said: by `author` (id of an API key, a command), who knows it from `source`."""
 
     seq: int
     transaction_id: str
@@ -33,6 +33,22 @@ class LabelRecord:
     known_at: int
     said_at: int
     source: str
+    author: str = ""
+    """Empty in records from before labels had one."""
+
+
+@dataclass(slots=True, frozen=True)
+class ActionRecord:
+    """What a person did beside labelling: a rule was changed, an alert taken up. `body` is JSON, `at` milliseconds.
+
+    Memory's histories and contexts do not depend on it; whoever follows its `kind` does.
+    """
+
+    seq: int
+    kind: str
+    at: int
+    author: str
+    body: bytes
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,7 +59,7 @@ class Note:
     value: str
 
 
-Record = TransactionRecord | LabelRecord
+Record = TransactionRecord | LabelRecord | ActionRecord
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list).decode
@@ -56,7 +72,13 @@ def encode_transaction(r: TransactionRecord) -> bytes:
 
 def encode_labels(records: Sequence[LabelRecord]) -> bytes:
     """Payload of the frame of labels that are stored together; the first one's sequence number is the frame's."""
-    return _encode((LABELS, [(r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source) for r in records]))
+    labels = [(r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in records]
+    return _encode((LABELS, labels))
+
+
+def encode_action(r: ActionRecord) -> bytes:
+    """Payload of an action's frame; its sequence number is the frame's."""
+    return _encode((ACTION, r.kind, r.at, r.author, r.body))
 
 
 def encode_note(note: Note) -> bytes:
@@ -71,4 +93,6 @@ def decode_records(seq: int, payload: bytes) -> Sequence[Record | Note]:
         return (TransactionRecord(seq, *fields),)
     if kind == LABELS:
         return [LabelRecord(seq + i, *label) for i, label in enumerate(fields[0])]
+    if kind == ACTION:
+        return (ActionRecord(seq, *fields),)
     return (Note(*fields),)

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
-from serve.journal import Journal, LabelRecord, Promise, TransactionRecord
+from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
 from serve.records import Record
@@ -127,6 +127,8 @@ class Service:
         self._encode = msgspec.json.Encoder().encode
         self._ready = False
         self._fallback = fallback
+        self._folds: dict[str, tuple[Callable[[ActionRecord], None], ...]] = {}
+        """Who follows the actions of a kind."""
         self._failing = ""
         """Why the last transaction that was tried could not be scored; empty where it could."""
         self.degraded_answers = {MODEL: 0, STORAGE: 0}
@@ -185,6 +187,7 @@ class Service:
         """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
         if isinstance(record, LabelRecord):
             self._memory.hear(record)
+        if not isinstance(record, TransactionRecord):
             return
         taken = self._memory.take(record, reads_alike[record.bundle])
         self._score(taken.transaction, taken.context).commit()
@@ -528,6 +531,43 @@ class Service:
             records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source))
         self._journal.append_labels(records)
         return counts, records
+
+    # ---- actions
+
+    def follow(self, kinds: Sequence[str], fold: Callable[[ActionRecord], None]) -> None:
+        """Give `fold` the actions of some kinds in order: now those that the journal holds, then each as it is stored.
+
+        It is called under the lock and must not fail. Raises JournalError where the journal cannot be read.
+        """
+        with self._lock:
+            for record in self._journal.actions(kinds):
+                fold(record)
+            for kind in kinds:
+                self._folds[kind] = (*self._folds.get(kind, ()), fold)
+
+    def act(self, kind: str, author: str, body: bytes, require: Callable[[], None] = lambda: None) -> ActionRecord:
+        """Store what somebody did, a JSON text, and give it to those who follow its kind; returned once durable.
+
+        Args:
+            require: called under the lock before anything is stored; raises RequestError where it may not be done now.
+
+        Raises:
+            RequestError: what `require` raises; 503 where nothing can be stored.
+        """
+        with self._lock:
+            self._require_ready()
+            self.check_deadline()
+            require()
+            record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
+            try:
+                self._journal.append_action(record)
+            except JournalError as error:
+                _log.error("journal: %s", error)
+                raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
+            for fold in self._folds.get(kind, ()):
+                fold(record)
+        self._wait_durable(record.seq)
+        return record
 
     # ---- looking
 

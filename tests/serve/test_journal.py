@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from seqfraud.cli import main
 from seqfraud.errors import JournalError, RunError
-from serve.journal import Journal, LabelRecord, TransactionRecord
+from serve.journal import ActionRecord, Journal, LabelRecord, TransactionRecord
 from serve.log import Disk
+from serve.records import Record
 from serve.service import lock_folder
 
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -36,12 +37,16 @@ def transaction(seq: int, **changes: Any) -> TransactionRecord:
 
 
 def label(seq: int, identity: str = "t1", is_fraud: bool = True) -> LabelRecord:
-    return LabelRecord(seq, identity, is_fraud, 5000, 6000, "api")
+    return LabelRecord(seq, identity, is_fraud, 5000, 6000, "api", "key-1")
 
 
-def fill(journal: Journal, count: int = 9) -> list[TransactionRecord | LabelRecord]:
+def action(seq: int, kind: str = "rule") -> ActionRecord:
+    return ActionRecord(seq, kind, 7000, "key-1", b'{"name": "\xe2\x98\x83"}')
+
+
+def fill(journal: Journal, count: int = 9) -> list[Record]:
     """Transactions and groups of two labels, and a note."""
-    records: list[TransactionRecord | LabelRecord] = []
+    records: list[Record] = []
     journal.set_meta("fields", "a,b")
     while len(records) < count:
         seq = journal.last_seq + 1
@@ -193,13 +198,13 @@ def test_history_of_a_user(journal, place):
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("tlfr"), st.integers(0, 3), st.integers(0, 5)), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from("tlafr"), st.integers(0, 3), st.integers(0, 5)), max_size=40))
 def test_memory_and_index_together_are_always_complete(steps):
-    """Transactions, labels, waiting for the index and opening anew, in any order; asked after every step."""
+    """Transactions, labels, actions, waiting for the index and opening anew, in any order; asked after every step."""
     with tempfile.TemporaryDirectory(dir=RAM) as name:
         folder = Path(name)
         journal = Journal(folder, sync_ms=1, segment_bytes=500)
-        said: list[TransactionRecord | LabelRecord] = []
+        said: list[Record] = []
         try:
             for step, user, at in steps:
                 seq = len(said) + 1
@@ -209,6 +214,9 @@ def test_memory_and_index_together_are_always_complete(steps):
                 elif step == "l":
                     said.append(label(seq, f"t{user}", at % 2 == 0))
                     journal.append_labels([said[-1]])
+                elif step == "a":
+                    said.append(action(seq, f"kind {user}"))
+                    journal.append_action(said[-1])
                 elif step == "f":
                     until(partial(is_folded, journal))
                 else:
@@ -222,6 +230,10 @@ def test_memory_and_index_together_are_always_complete(steps):
                 assert journal.last_label(f"t{user}") == next(
                     (r for r in reversed(labels) if r.transaction_id == f"t{user}"), None
                 )
+                assert journal.labels_of(f"t{user}") == [r for r in labels if r.transaction_id == f"t{user}"]
+                actions = [r for r in said if isinstance(r, ActionRecord)]
+                kinds = (f"kind {user}", "kind 3")
+                assert journal.actions(kinds, at) == [r for r in actions if r.kind in kinds and r.seq > at]
                 assert [journal.transaction(r.id) for r in transactions] == transactions
                 assert [journal.transaction_at(r.seq) for r in transactions] == transactions
                 assert list(journal.after(0)) == said
@@ -347,12 +359,16 @@ def test_the_index_can_be_asked_with_sql(tmp_path):
     )
     journal.append_transaction(transaction(1, answer=answer, raw='{"kind": "\u2603"}'.encode()))
     journal.append_labels([label(2)])
+    journal.append_action(action(3))
     journal.close()
     columns = "seq, id, user, time, probability, is_fraud, decision, history, late, bundle, raw ->> 'kind'"
     assert query(tmp_path, f"SELECT {columns} FROM transactions") == [
         (1, "t1", "ann", 1000, 0.75, 1, "review", 4, 0, "b", "\u2603")
     ]
-    assert query(tmp_path, "SELECT * FROM labels") == [(2, "t1", 1, 5000, 6000, "api")]
+    assert query(tmp_path, "SELECT * FROM labels") == [(2, "t1", 1, 5000, 6000, "api", "key-1")]
+    assert query(tmp_path, "SELECT seq, kind, at, author, body ->> 'name' FROM actions") == [
+        (3, "rule", 7000, "key-1", "\u2603")
+    ]
     (position,) = query(tmp_path, "SELECT position FROM transactions")[0]
     assert (tmp_path / "journal" / "000000000000001.log").read_bytes()[position:].startswith(b"\xf5\xffSQ")
 
@@ -403,8 +419,8 @@ def test_an_index_that_is_not_what_it_should_be_is_made_from_the_log(tmp_path, w
     assert journal.meta("fields") == "a,b"
     journal.close()
     assert [query(tmp_path, f"SELECT * FROM {table}") for table in tables] == before
-    assert query(tmp_path, "PRAGMA user_version") == [(2,)]
-    assert len(query(tmp_path, "SELECT 1 FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")) == 3
+    assert query(tmp_path, "PRAGMA user_version") == [(3,)]
+    assert len(query(tmp_path, "SELECT 1 FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")) == 4
 
 
 def test_an_index_ahead_of_the_log_loses_what_it_has_more(tmp_path, caplog):
@@ -429,10 +445,10 @@ def test_a_newer_index_is_refused_and_left_as_it_is(tmp_path):
     journal = Journal(tmp_path)
     fill(journal)
     journal.close()
-    query(tmp_path, "PRAGMA user_version = 3")
-    with pytest.raises(RunError, match=r"journal\.sqlite: index format 3; this version reads format 2"):
+    query(tmp_path, "PRAGMA user_version = 4")
+    with pytest.raises(RunError, match=r"journal\.sqlite: index format 4; this version reads format 3"):
         Journal(tmp_path)
-    assert query(tmp_path, "PRAGMA user_version") == [(3,)]
+    assert query(tmp_path, "PRAGMA user_version") == [(4,)]
 
 
 def test_a_journal_from_before_the_log_is_refused_and_left_as_it_is(tmp_path):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from seqfraud.errors import JournalError, RequestError, RunError
+from serve.offline import score_journal
+from serve.records import ActionRecord
 from serve.service import Service
 
 START = 1_600_000_000_000
@@ -44,6 +46,13 @@ def fill(service: Service, count: int = 12) -> None:
         score(service, id=f"f{n}", user=f"u{n % 2}", time=time, merchant=f"m{n % 3}", amount=2.0**n)
         label(service, (f"f{n - n % 3}", n % 2 == 0, time + (n % 4) * 60 * MINUTE))
     label(service, ("not yet", True, START))
+
+
+def followed(service: Service, *kinds: str) -> list[ActionRecord]:
+    """A list that holds every action of some kinds, and gets those to come."""
+    heard: list[ActionRecord] = []
+    service.follow(kinds, heard.append)
+    return heard
 
 
 # ---- answers
@@ -386,7 +395,7 @@ def test_a_start_that_fails_lets_the_folder_go(cards, plain, tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.close()
     for _ in range(2):
-        with pytest.raises(RunError, match=r"journal\.sqlite: index format 99; this version reads format 2"):
+        with pytest.raises(RunError, match=r"journal\.sqlite: index format 99; this version reads format 3"):
             Service(cards, tmp_path)
 
 
@@ -503,3 +512,59 @@ def test_threads_share_one_sequence(cards, tmp_path, memory_of, crash):
     crash(service)
     with Service(cards, tmp_path) as again:
         assert memory_of(again) == before
+
+
+# ---- actions
+
+
+@pytest.mark.parametrize("end", ["close", "crash"])
+def test_whoever_follows_a_kind_gets_its_actions_each_once_live_and_at_the_next_start(cards, tmp_path, crash, end):
+    service = Service(cards, tmp_path, clock=lambda: 1000)
+    first = service.act("rule", "key-1", b'{"n":1}')
+    fill(service)
+    heard, others = followed(service, "rule", "list"), followed(service, "alert")
+    assert heard == [first] == [ActionRecord(1, "rule", 1000, "key-1", b'{"n":1}')]
+    service.snapshot()
+    service.act("list", "anonymous", b"{}")
+    service.act("alert", "key-2", b"{}")
+    last = service.journal.last_seq
+    assert ([r.seq for r in heard], [r.seq for r in others]) == ([1, last - 1], [last])
+    crash(service) if end == "crash" else service.close()
+    with Service(cards, tmp_path) as again:
+        assert followed(again, "rule", "list") == heard
+        assert followed(again, "alert") == others
+        assert followed(again, "other") == []
+
+
+def test_actions_change_nothing_that_scores(cards, tmp_path, memory_of, crash):
+    """Live, folded one by one and in batches, and worked out anew."""
+    scored = []
+    for name, between in (("without", False), ("with", True)):
+        service = Service(cards, tmp_path / name, clock=lambda: 1000)
+        for n in range(20):
+            score(service, id=f"{n}", time=START + n * MINUTE, merchant=f"m{n % 3}")
+            if between:
+                service.act("rule", "key-1", b"{}")
+        scored.append(score_journal(cards, tmp_path / name))
+        memory = memory_of(service)
+        crash(service)
+    (ids, without), (again, with_actions) = scored
+    assert ids == again
+    np.testing.assert_array_equal(without, with_actions)
+    for fold_above in (10_000, 0):
+        rebuilt = Service(cards, tmp_path / "with", fold_above=fold_above)
+        found = memory_of(rebuilt)
+        crash(rebuilt)
+        assert found["last_seq"] == 40
+        assert found == memory if fold_above else found["users"].keys() == memory["users"].keys()
+
+
+def test_an_action_that_may_not_be_done_or_cannot_be_stored_is_not_there(service, monkeypatch):
+    def taken() -> None:
+        raise RequestError(409, "conflict", "somebody else took it")
+
+    heard = followed(service, "alert")
+    assert refusal(service.act, "alert", "key-1", b"{}", taken) == (409, "conflict", "")
+    monkeypatch.setattr(service.journal, "append_action", broken)
+    assert refusal(service.act, "alert", "key-1", b"{}") == (503, "storage_unavailable", "")
+    assert (heard, service.journal.last_seq) == ([], 0)
