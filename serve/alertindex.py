@@ -14,6 +14,7 @@ import msgspec
 
 from seqfraud.config import format_instant
 from seqfraud.errors import JournalError
+from seqfraud.policy import Decision
 from serve.answers import Alert, AlertLabel, AlertRecord, AlertState, Reason
 from serve.records import ActionRecord, LabelRecord, Note, Record, TransactionRecord
 
@@ -61,7 +62,7 @@ class AlertAction(msgspec.Struct):
 class _Said(msgspec.Struct):
     """What an answer says of interest."""
 
-    decision: str | None = None
+    decision: Decision | None = None
     fraud_probability: float | None = None
     reasons: list[Reason] = []
 
@@ -76,7 +77,8 @@ _decode_ranges = msgspec.json.Decoder(list[Range]).decode
 def opened(record: TransactionRecord, amount_field: str | None) -> AlertRecord | None:
     """The alert that a transaction is at first, None where it was approved."""
     said = _decode_said(record.answer)
-    if said.decision not in ("review", "decline") or said.fraud_probability is None:
+    decision = said.decision
+    if decision is None or decision == "approve" or said.fraud_probability is None:
         return None
     amount = amount_of(record.raw, amount_field)
     return AlertRecord(
@@ -84,7 +86,7 @@ def opened(record: TransactionRecord, amount_field: str | None) -> AlertRecord |
         seq=record.seq,
         user=record.user,
         time=format_instant(record.time),
-        decision=said.decision,
+        decision=decision,
         fraud_probability=said.fraud_probability,
         amount=amount,
         risk=_risk(said.fraud_probability, amount),
@@ -175,7 +177,7 @@ def _note(db: sqlite3.Connection, key: str) -> str | None:
 def _read_amounts_again(db: sqlite3.Connection) -> None:
     """Another column is the amount now, or it was not known which one is."""
     field = _note(db, AMOUNT)
-    held = db.execute("SELECT seq, probability, raw FROM alerts JOIN transactions USING (seq)").fetchall()
+    held = db.execute("SELECT a.seq, a.probability, t.raw FROM alerts a JOIN transactions t USING (seq)").fetchall()
     amounts = [(seq, probability, amount_of(raw.encode(), field)) for seq, probability, raw in held]
     values = ((amount, _risk(probability, amount), seq) for seq, probability, amount in amounts)
     db.executemany("UPDATE alerts SET amount = ?, risk = ? WHERE seq = ?", values)
@@ -207,18 +209,18 @@ class Place(NamedTuple):
     seq: int
 
 
-_CONDITIONS = Filters(
-    state="state = ?",
-    decision="decision = ?",
-    user="user = ?",
-    begin="time >= ?",
-    end="time < ?",
-    min_probability="probability >= ?",
-    min_amount="amount >= ?",
-    reason="seq IN (SELECT seq FROM alert_reasons WHERE code = ?)",
-    model="model = ?",
-    assigned_to="assigned_to = ?",
-)
+_CONDITIONS = {
+    "state": "state = ?",
+    "decision": "decision = ?",
+    "user": "user = ?",
+    "begin": "time >= ?",
+    "end": "time < ?",
+    "min_probability": "probability >= ?",
+    "min_amount": "amount >= ?",
+    "reason": "seq IN (SELECT seq FROM alert_reasons WHERE code = ?)",
+    "model": "model = ?",
+    "assigned_to": "assigned_to = ?",
+}
 _VALUES: dict[Sort, str] = {"newest": "seq", "probability": "probability", "risk": "risk"}
 _ALERT = (
     "a.seq, a.transaction_id, a.user, a.time, a.decision, a.probability, a.amount, a.risk, a.reasons, a.model, a.state, "
@@ -249,9 +251,9 @@ class AlertReader:
 
     def page(self, filters: Filters, sort: Sort, limit: int, until: int, place: Place | None) -> list[Alert]:
         """Alerts up to the record `until`, in order after a place, the newest label of each with it."""
-        wanted = [(sql, value) for sql, value in zip(_CONDITIONS, filters, strict=True) if value is not None]
-        conditions = ["+seq <= ?", *(str(sql) for sql, _ in wanted)]
-        values: list[object] = [until, *(value for _, value in wanted)]
+        wanted = {name: value for name, value in filters._asdict().items() if value is not None}
+        conditions = ["+seq <= ?", *(_CONDITIONS[name] for name in wanted)]
+        values: list[object] = [until, *wanted.values()]
         column = _VALUES[sort]
         if place is not None:
             conditions.append("seq < ?" if sort == "newest" else f"({column}, seq) < (?, ?)")
@@ -266,22 +268,14 @@ class AlertReader:
         )
         return [_alert(row) for row in rows]
 
-    def last_change(self, alert: int) -> ActionRecord | None:
-        """The newest action on the alert of a transaction's number."""
-        changes = self._changes(alert, "DESC LIMIT 1")
-        return changes[0] if changes else None
-
     def changes(self, alert: int) -> list[ActionRecord]:
-        """All of them, oldest first."""
-        return self._changes(alert, "")
-
-    def _changes(self, alert: int, which: str) -> list[ActionRecord]:
+        """The actions on the alert of a transaction's number, oldest first."""
         rows = self._rows(
             "SELECT seq, kind, at, author, body FROM actions WHERE kind = 'alert' AND json_extract(body, '$.alert') = ? "
-            f"ORDER BY seq {which}",
+            "ORDER BY seq",
             alert,
         )
-        return [ActionRecord(seq, kind, at, author, body.encode()) for seq, kind, at, author, body in rows]
+        return [_action(row) for row in rows]
 
     # ---- events, by the number of their record: an alert is opened, or it is changed
 
@@ -307,7 +301,7 @@ class AlertReader:
     def action(self, seq: int) -> ActionRecord | None:
         """The action of kind `alert` that has a number."""
         rows = self._rows("SELECT seq, kind, at, author, body FROM actions WHERE seq = ? AND kind = 'alert'", seq)
-        return ActionRecord(*rows[0][:4], rows[0][4].encode()) if rows else None
+        return _action(rows[0]) if rows else None
 
     def is_alert(self, seq: int) -> bool:
         """Whether the transaction of a number is one."""
@@ -317,6 +311,11 @@ class AlertReader:
         """Position of a transaction's frame."""
         rows = self._rows("SELECT position FROM transactions WHERE seq = ?", seq)
         return rows[0][0] if rows else None
+
+
+def _action(row: Any) -> ActionRecord:
+    seq, kind, at, author, body = row
+    return ActionRecord(seq, kind, at, author, body.encode())
 
 
 def _alert(row: Any) -> Alert:

@@ -102,8 +102,8 @@ class AlertQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     state: Annotated[AlertState | None, _asked("Only those in this state.")] = None
     decision: Annotated[Literal["review", "decline"] | None, _asked("Only those so decided.")] = None
     user: Annotated[str | None, _asked("Only those of this user.")] = None
-    since: Annotated[str | None, _asked("Transactions at or after it.", extra_json_schema=_DATE_TIME)] = (
-        msgspec.field(name="from", default=None)
+    since: Annotated[str | None, _asked("Transactions at or after it.", extra_json_schema=_DATE_TIME)] = msgspec.field(
+        name="from", default=None
     )
     to: Annotated[str | None, _asked("Transactions before it.", extra_json_schema=_DATE_TIME)] = None
     min_probability: Annotated[float, _asked("The least one.", ge=0, le=1)] | None = None
@@ -143,7 +143,9 @@ def decode_query(text: str) -> AlertQuery:
     for name, value in pairs:
         if name not in _NAMES:
             near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.0)[0]
-            raise RequestError(422, "invalid_field", f"{name[:SHOWN]!r}: no such parameter; the nearest is {near}", name)
+            raise RequestError(
+                422, "invalid_field", f"{name[:SHOWN]!r}: no such parameter; the nearest is {near}", name
+            )
         if name in given:
             raise RequestError(422, "duplicate_field", f"{name}: stands twice; expected once", name)
         given[name] = _number(name, value) if name in _NUMBERS else value
@@ -251,7 +253,9 @@ class Alerts:
         alerts = self._reader.page(filters, asked.sort, asked.limit + 1, until, place)
         more = len(alerts) > asked.limit
         alerts = alerts[: asked.limit]
-        following = _write_cursor(question, Place(until, _value(alerts[-1], asked.sort), alerts[-1].seq)) if more else None
+        following = (
+            _write_cursor(question, Place(until, _value(alerts[-1], asked.sort), alerts[-1].seq)) if more else None
+        )
         return AlertPage(alerts, following)
 
     def detail(self, transaction_id: str) -> AlertDetail:

@@ -12,7 +12,7 @@ import time as clock_time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -472,6 +472,27 @@ def _items(body: bytes, what: str) -> list[msgspec.Raw]:
     except (msgspec.DecodeError, RecursionError) as error:
         raise _invalid_json(error, body) from None
     return items
+
+
+_T = TypeVar("_T")
+
+
+def decode_object(body: bytes, decoder: msgspec.json.Decoder[_T], words: Mapping[str, str], whole: str) -> _T:
+    """One object of a request that is no transaction. Raises RequestError.
+
+    Args:
+        words: by field, what is expected there.
+        whole: what the object should hold.
+    """
+    _require_utf8(body)
+    try:
+        decoded = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(error, body, words, whole) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _invalid_json(error, body) from None
+    _require_each_once(body)
+    return decoded
 
 
 class Label(msgspec.Struct):

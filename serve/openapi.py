@@ -17,9 +17,21 @@ from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
 from seqfraud.policy import decide
 from seqfraud.schema import Schema
-from serve.answers import Answer, LabelCounts, ModelInForce, Refusal, State, UserHistory
+from serve.alerts import AlertQuery, ChangeAlert
+from serve.answers import (
+    AlertDetail,
+    AlertPage,
+    Answer,
+    LabelCounts,
+    ModelInForce,
+    OutboxState,
+    Refusal,
+    State,
+    UserHistory,
+)
 from serve.decoding import Label, Limits, TransactionDecoder, decode_labels
-from serve.keys import LABEL, OPEN, SCORE, Roles
+from serve.keys import ADMIN, LABEL, OPEN, SCORE, Roles
+from serve.outbox import Settling
 
 __all__ = ["OPERATIONS", "ROLES", "Operation", "describe", "example_transactions"]
 
@@ -35,6 +47,7 @@ TAGS = {
     "Scoring": "A transaction in, a probability and a decision out.",
     "Labels": "What turned out to be fraud, or honest.",
     "Looking": "What was answered, and by what.",
+    "Alerts": "What was not approved, and what people make of it.",
     "Operation": "For whoever runs the service.",
     "Description": "This description.",
 }
@@ -57,6 +70,8 @@ class Operation:
     refusals: tuple[int, ...] = ()
     revalidated: bool = False
     """Carries an ETag, so that asking again is cheap."""
+    query: type[msgspec.Struct] | None = None
+    """The parameters behind the question mark."""
 
 
 _POSTED = (400, 413, 415, 422, 503)
@@ -119,6 +134,61 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET",
+        "/v1/alerts",
+        "listAlerts",
+        "Alerts",
+        "The queue of alerts",
+        "Every scored transaction that was not approved, but those that a backfill brought. Pages go by `next`: of the "
+        "alerts that were there at the first page each comes once, whatever is added meanwhile.",
+        "AlertPage",
+        refusals=(422, 503),
+        query=AlertQuery,
+    ),
+    Operation(
+        "GET",
+        "/v1/alerts/{transaction_id}",
+        "getAlert",
+        "Alerts",
+        "An alert with its whole life",
+        "As the queue shows it, and every change of its state.",
+        "AlertDetail",
+        refusals=(400, 404, 503),
+    ),
+    Operation(
+        "POST",
+        "/v1/alerts/{transaction_id}",
+        "changeAlert",
+        "Alerts",
+        "Take an alert up, or close it",
+        "`in_review` assigns it to the key that asks, `open` gives it back, `confirmed` and `dismissed` close it and say that "
+        "the transaction was fraud, or honest: a label by the source `analyst`, stored together with the change. A closed "
+        "alert goes to `in_review` again first. With `expected` it is refused where its state is another one. Asked again "
+        "by the same key in the same words it changes nothing.",
+        "AlertDetail",
+        refusals=(*_POSTED, 404, 409),
+    ),
+    Operation(
+        "GET",
+        "/v1/outbox",
+        "getOutbox",
+        "Alerts",
+        "What leaves for the webhook",
+        "How far delivery has come, the event whose turn it is, and those that were given up.",
+        "OutboxState",
+        refusals=(503,),
+    ),
+    Operation(
+        "POST",
+        "/v1/outbox/dead/{seq}",
+        "settleDeadLetter",
+        "Alerts",
+        "Try a dead letter again, or drop it",
+        "`retry` makes one more attempt before what waits; `drop` lets it go.",
+        "OutboxState",
+        refusals=(*_POSTED, 404),
+    ),
+    Operation(
+        "GET",
         "/v1/model",
         "getModel",
         "Looking",
@@ -176,6 +246,11 @@ ROLES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/labels"): LABEL,
     ("GET", "/v1/transactions/{transaction_id}"): SCORE | LABEL,
     ("GET", "/v1/users/{user}"): LABEL,
+    ("GET", "/v1/alerts"): LABEL,
+    ("GET", "/v1/alerts/{transaction_id}"): LABEL,
+    ("POST", "/v1/alerts/{transaction_id}"): LABEL,
+    ("GET", "/v1/outbox"): ADMIN,
+    ("POST", "/v1/outbox/dead/{seq}"): ADMIN,
     ("GET", "/v1/model"): SCORE,
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,
@@ -185,7 +260,12 @@ ROLES: dict[tuple[str, str], Roles] = {
 }
 """Which keys an operation takes, where the service has keys; the edge asks here too."""
 
-_PATH_PARAMETERS = {"transaction_id": "A transaction's id as text.", "user": "A user's id as text."}
+_TEXT: Json = {"type": "string", "minLength": 1}
+_PATH_PARAMETERS: dict[str, tuple[str, Json]] = {
+    "transaction_id": ("A transaction's id as text. Percent-encoded UTF-8.", _TEXT),
+    "user": ("A user's id as text. Percent-encoded UTF-8.", _TEXT),
+    "seq": ("Its number in the journal.", {"type": "integer", "minimum": 1, "maximum": 10**18 - 1}),
+}
 
 _REFUSALS: dict[int, tuple[str, str, tuple[str, str, str]]] = {
     400: ("Unreadable", "Not JSON, cut off, or an address that cannot be read.", ("", "", "")),
@@ -306,11 +386,13 @@ def _operation(
                 "name": name,
                 "in": "path",
                 "required": True,
-                "description": f"{_PATH_PARAMETERS[name]} Percent-encoded UTF-8.",
-                "schema": {"type": "string", "minLength": 1},
+                "description": _PATH_PARAMETERS[name][0],
+                "schema": _PATH_PARAMETERS[name][1],
                 "example": examples.in_path(name),
             }
         ]
+    if operation.query is not None:
+        about["parameters"] = _query_parameters(operation.query)
     if operation.id in examples.requests:
         about["requestBody"] = {
             "required": True,
@@ -328,9 +410,28 @@ def _operation(
     return about
 
 
+def _query_parameters(query: type[msgspec.Struct]) -> list[Json]:
+    """What may stand behind the question mark, all of it optional; that it may be left out is not "or null" there."""
+    _, schemas = msgspec.json.schema_components([query], ref_template=_REF)
+    parameters = []
+    for name, schema in schemas[query.__name__]["properties"].items():
+        default, description = schema.pop("default", None), schema.pop("description", "")
+        kind = next((k for k in schema.pop("anyOf", []) if k.get("type") != "null"), schema)
+        kind = {**schema, **kind} if kind is not schema else schema
+        description = description or kind.pop("description", "")
+        if "enum" in kind:
+            kind["enum"] = [value for value in kind["enum"] if value is not None]
+        if default is not None:
+            kind["default"] = default
+        parameters.append({"name": name, "in": "query", "required": False, "description": description, "schema": kind})
+    return parameters
+
+
 def _request_schema(operation_id: str, manifest: Manifest, limits: Limits) -> Json:
     if operation_id == "score":
         return _ref("Transaction")
+    if operation_id in _BODIES:
+        return _ref(_BODIES[operation_id])
     if operation_id == "scoreBatch":
         return {"type": "array", "maxItems": manifest.serve.max_batch, "items": _ref("Transaction")}
     return {"type": "array", "maxItems": limits.settings.max_labels, "items": _ref("Label")}
@@ -375,18 +476,24 @@ def _refusal(status: int, example: Json) -> Json:
 # ---- schemas
 
 
+_REF = "#/components/schemas/{name}"
+_BODIES = {"changeAlert": "ChangeAlert", "settleDeadLetter": "Settling"}
+
+
 def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"$ref": _REF.format(name=name)}
 
 
 def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
-    requests = [decoder.posted, Label]
-    answers = [Answer, LabelCounts, UserHistory, ModelInForce, State, Refusal]
-    _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template="#/components/schemas/{name}")
+    requests = [decoder.posted, Label, ChangeAlert, Settling]
+    answers = [
+        Answer, LabelCounts, UserHistory, ModelInForce, State, Refusal, AlertPage, AlertDetail, OutboxState,
+    ]  # fmt: skip
+    _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template=_REF)
     for name, schema in schemas.items():
         if "description" in schema:
             schema["description"] = " ".join(schema["description"].split())
-        if name not in ("Transaction", "Label"):
+        if name not in ("Transaction", "Label", "ChangeAlert", "Settling"):
             schema["required"] = list(schema["properties"])  # an answer always has all of them
     schemas["Answer"]["required"].remove("degraded")  # it alone is there only where it is true
     _describe_transaction(schemas["Transaction"], manifest, decoder.limits)
@@ -565,6 +672,14 @@ class _Examples:
                 "fraud": {"summary": "Known the day after", "value": [label]},
                 "now": {"summary": "Known now", "value": [{"transaction_id": transaction.id, "is_fraud": False}]},
             },
+            "changeAlert": {
+                "take": {"summary": "Take it up", "value": {"state": "in_review"}},
+                "confirm": {
+                    "summary": "It was fraud",
+                    "value": {"state": "confirmed", "note": "the card was stolen", "expected": "in_review"},
+                },
+            },
+            "settleDeadLetter": {"retry": {"summary": "Once more", "value": {"action": "retry"}}},
         }
         second = msgspec.to_builtins(_example_answer(self._posted["least"].id, bundle)) | {"history": 1}
         self.answers: dict[str, Any] = {
@@ -577,8 +692,10 @@ class _Examples:
             "isReady": {"status": "ready"},
         }
 
-    def in_path(self, parameter: str) -> str:
+    def in_path(self, parameter: str) -> str | int:
         """An identifier of the examples."""
+        if parameter == "seq":
+            return 1
         return self._user if parameter == "user" else self._transaction
 
     def refusal(self, status: int, max_body_bytes: int) -> Json:

@@ -8,29 +8,44 @@ Events come from the journal's index, which holds nothing but what was synced: w
 either promise.
 """
 
-import contextlib
 import logging
 import random
 import sqlite3
 import threading
 import time as clock_time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from seqfraud.config import format_instant
 from seqfraud.errors import JournalError, RequestError, RunError
 from serve.answers import DeadLetter, OutboxState, Trying
+from serve.decoding import decode_object
 from serve.webhook import Event, Outcome, Sender, WebhookSettings
 
-__all__ = ["EventSource", "Outbox", "Settle"]
+__all__ = [
+    "OUTBOX",
+    "EventSource",
+    "Outbox",
+    "Settle",
+    "Settling",
+    "decode_settling",
+    "nothing_sent",
+    "unknown_dead_letter",
+]
 
 _log = logging.getLogger(__name__)
 
 FILE = "outbox.sqlite"
 VERSION = 1
+OUTBOX = "outbox"
+"""Kind of the actions that settle a dead letter."""
 SHOWN_DEAD = 100
+MOST_DIGITS = 18
 RETRY_SECONDS = 1.0
 """Until the journal's index or the outbox's own file is tried again."""
 STOP_SECONDS = 2.0
@@ -48,6 +63,25 @@ CREATE TABLE dead (
     seq INTEGER PRIMARY KEY, attempts INTEGER NOT NULL, since REAL NOT NULL, at REAL NOT NULL, status INTEGER,
     words TEXT NOT NULL, retry INTEGER NOT NULL DEFAULT 0);
 """
+
+
+class Settling(msgspec.Struct):
+    """What is to become of a dead letter."""
+
+    action: Settle
+
+
+_decode_settling = msgspec.json.Decoder(Settling)
+
+
+def decode_settling(body: bytes) -> Settle:
+    """What a request wants with a dead letter. Raises RequestError."""
+    return decode_object(body, _decode_settling, {"action": "retry or drop"}, "action").action
+
+
+def unknown_dead_letter() -> RequestError:
+    """There is none of that number."""
+    return RequestError(404, "unknown_dead_letter", "no dead letter has this sequence number")
 
 
 class EventSource(Protocol):
@@ -337,10 +371,14 @@ class Outbox:
             self._said = outcome.words
             _log.warning("%s does not take alerts: %s", self._settings.origin, outcome.words)
 
-    # ---- for requests; sqlite3.Error, JournalError
+    # ---- for requests; JournalError
 
     def state(self, last_seq: int) -> OutboxState:
         """How far delivery has come, and what did not arrive."""
+        with _readable():
+            return self._state(last_seq)
+
+    def _state(self, last_seq: int) -> OutboxState:
         cursor, tried = self._store.cursor(), self._store.trying()
         return OutboxState(
             status="stopped" if self._gone else "failing" if tried or self._failing else "sending",
@@ -355,20 +393,35 @@ class Outbox:
             dead=self._store.dead(SHOWN_DEAD),
         )
 
+    def require_dead(self, text: str) -> int:
+        """The number of a dead letter as an address spells it. Raises RequestError 404 where there is none."""
+        if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS:
+            with _readable():
+                if self._store.is_dead(int(text)):
+                    return int(text)
+        raise unknown_dead_letter()
+
     def settle(self, seq: int, action: Settle) -> None:
-        """Try a dead letter once more, before what waits, or let it go. Raises RequestError 404."""
-        if not self._store.is_dead(seq):
-            raise RequestError(404, "unknown_dead_letter", "no dead letter has this sequence number")
-        if action == "retry":
-            self._store.mark(seq)
-            self.wake()
-        else:
-            self._store.forget(seq)
+        """Try a dead letter once more, before what waits, or let it go."""
+        with _readable():
+            if action == "retry":
+                self._store.mark(seq)
+                self.wake()
+            else:
+                self._store.forget(seq)
 
 
 def nothing_sent(last_seq: int) -> OutboxState:
     """Of a service without a webhook."""
     return OutboxState("off", "", 0, last_seq, 0, None, 0, [])
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise JournalError(f"the outbox cannot be read: {error}") from error
 
 
 def _iso(seconds: float) -> str:

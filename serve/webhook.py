@@ -26,7 +26,7 @@ from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError
+from urllib3.exceptions import HTTPError, NameResolutionError
 
 import seqfraud
 from seqfraud.errors import ConfigError
@@ -275,7 +275,8 @@ class Sender:
                 held.shutdown(socket.SHUT_RDWR)
 
     def _words(self, error: Exception, late: bool) -> str:
-        if late or isinstance(error, TimeoutError | ConnectTimeoutError):
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if late or isinstance(cause, TimeoutError):
             return f"no answer within {self._settings.timeout_seconds:g} s"
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"TLS: {error.verify_message}"
@@ -283,7 +284,6 @@ class Sender:
             return f"TLS: {error.reason or 'failed'}"
         if isinstance(error, NameResolutionError):
             return "the receiver's name cannot be resolved"
-        cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
         return "the connection was closed without an answer" if _is_closing(error) else "the answer is no HTTP"

@@ -240,9 +240,7 @@ class Receiver:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers["content-length"]))
         headers = {name.lower(): value for name, value in handler.headers.items()}
-        message = Message(
-            headers["webhook-id"], int(headers["webhook-timestamp"]), body, headers, handler.path
-        )
+        message = Message(headers["webhook-id"], int(headers["webhook-timestamp"]), body, headers, handler.path)
         self.got.append(message)
         reply = self.reply(message)
         time.sleep(reply.pause)
