@@ -32,7 +32,7 @@ COMMANDS = {
     "importance": Command("training.commands", "importance", "What a run uses: each input permuted in turn."),
     "baselines": Command("training.commands", "baselines", "Models without a sequence on the same rows, compared."),
     "export": Command("export.commands", "export", "A run as a verified ONNX bundle, or a refusal."),
-    "verify": Command("seqfraud.commands", "verify", "Every check of a bundle that needs no torch."),
+    "verify": Command("serve.commands", "verify", "Every check of a bundle that needs no torch, or of a journal."),
     "sign": Command("seqfraud.commands", "sign", "Sign a bundle, so that services can ask for the signature."),
     "score": Command("serve.commands", "score", "Score a file, or a journal, in arrival order."),
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),

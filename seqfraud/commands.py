@@ -1,4 +1,4 @@
-"""`seqfraud verify`, `seqfraud sign`."""
+"""`seqfraud sign`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,10 +6,8 @@ from typing import Annotated
 import typer
 
 from seqfraud.bundle import sign_bundle
-from seqfraud.console import print_json
 from seqfraud.errors import ConfigError
 from seqfraud.signature import TrustedKeys, new_key, read_signing_key, read_trusted_keys
-from seqfraud.verification import verify_bundle
 
 TrustedKeysOption = Annotated[
     Path | None,
@@ -20,25 +18,6 @@ TrustedKeysOption = Annotated[
 def trusted_keys(file: Path | None) -> TrustedKeys | None:
     """The keys of an option or a setting; None where it is not set."""
     return None if file is None else read_trusted_keys(file)
-
-
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.", metavar="BUNDLE")],
-    trusted: TrustedKeysOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Check a bundle's files and the parity of its graphs with the trained module's reference vectors.
-
-    Example: seqfraud verify bundle
-    """
-    measured = verify_bundle(bundle, trusted_keys(trusted))
-    if json:
-        print_json(measured)
-        return
-    width = max(map(len, measured))
-    for name, figures in measured.items():
-        print(f"{name:{width}}  " + "  ".join(f"{what} {value:.2g}" for what, value in figures.items()))
-    print(f"{bundle}: {len(measured)} checks passed")
 
 
 def sign(

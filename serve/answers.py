@@ -22,6 +22,8 @@ __all__ = [
     "Answer",
     "DeadLetter",
     "Error",
+    "GivenAnswer",
+    "GivenLabel",
     "LabelCounts",
     "ModelInForce",
     "OutboxState",
@@ -73,6 +75,22 @@ class Answer(msgspec.Struct, omit_defaults=True):
     late: Annotated[bool, _said("Older than the user's newest transaction.")]
     duplicate: Annotated[bool, _said("This id was scored before; the answer is the one given then.")]
     degraded: Annotated[bool, _said("Decided by the limits of `[fallback]`: the model could not answer.")] = False
+
+
+class GivenLabel(msgspec.Struct):
+    """A label as it was said."""
+
+    is_fraud: bool
+    known_at: Annotated[int, _said("Milliseconds since 1970 from which it counts.")]
+    said_at: Annotated[int, _said("Milliseconds since 1970 at which it was stored.")]
+    source: Annotated[str, _said("Where it is known from, as it was posted.")]
+    author: Annotated[str, _said("Id of the API key that said it, `anonymous` without keys, or a command.")]
+
+
+class GivenAnswer(Answer, kw_only=True):
+    """The answer to a transaction exactly as it was given, and what was said of it since."""
+
+    labels: Annotated[list[GivenLabel], _said("In the order in which they were said; the last one counts.")]
 
 
 class LabelCounts(msgspec.Struct):

@@ -75,11 +75,11 @@ class ServiceLike(Protocol):
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`, in order."""
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str) -> bytes:
         """A JSON array of labels -> how many were new, changed, unknown."""
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given."""
+        """The answer as it was given, and the labels said since."""
 
     def user(self, user: str) -> bytes:
         """The recent events of a user with scores and decisions."""
@@ -135,7 +135,7 @@ def create_app(
 
     @route("POST", "/v1/labels")
     def add_labels(request: Any) -> bytes:
-        return service.add_labels(_read_json(request.env, max_body_bytes))
+        return service.add_labels(_read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/transactions/{transaction_id}")
     def transaction(request: Any, transaction_id: str) -> bytes:

@@ -1,4 +1,4 @@
-"""`seqfraud score`, `seqfraud load`, `seqfraud serve`, `seqfraud keys`, `seqfraud repair` and `seqfraud replay`."""
+"""`seqfraud verify`, `score`, `load`, `serve`, `keys`, `repair` and `replay`."""
 
 import sys
 import time as clock_time
@@ -28,6 +28,58 @@ LogFormat = Literal["json", "text"]
 LISTED = ("id", "roles", "created", "expires", "revoked", "note")
 Section = TypeVar("Section")
 TimeOption = Annotated[str | None, typer.Option(help="ISO 8601 time.", metavar="TIME")]
+
+
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle folder.", metavar="[BUNDLE]")] = None,
+    trusted: TrustedKeysOption = None,
+    state: Annotated[Path | None, typer.Option(help="Verify the journal of this state folder, not a bundle.")] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="A head that the service logged before, SEQ:HASH; may be given again.", metavar="SEQ:HASH"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Check a bundle's files and the parity of its graphs with the trained module's reference vectors.
+
+    With --state check that no record of a service's journal was changed, removed, moved or inserted, and that the heads
+    that were noted before are still on its chain; the service may be running.
+
+    Example: seqfraud verify bundle
+    """
+    if (bundle is None) == (state is None) or (head and state is None) or (trusted and bundle is None):
+        raise ConfigError("verify: expected a bundle, or --state with any number of --head; see seqfraud verify --help")
+    if state is not None:
+        _verify_journal(state, head or [], json)
+        return
+    from seqfraud.verification import verify_bundle
+
+    assert bundle is not None
+    measured = verify_bundle(bundle, trusted_keys(trusted))
+    if json:
+        print_json(measured)
+        return
+    width = max(map(len, measured))
+    for name, figures in measured.items():
+        print(f"{name:{width}}  " + "  ".join(f"{what} {value:.2g}" for what, value in figures.items()))
+    print(f"{bundle}: {len(measured)} checks passed")
+
+
+def _verify_journal(state: Path, heads: list[str], json: bool) -> None:
+    from serve.audit import audit, parse_head
+
+    claims = [parse_head(text) for text in heads]
+    with bar("verifying", sum(file.stat().st_size for file in state.glob("journal/*.log"))) as progress:
+        found = audit(state, claims, progress.advance)
+    if json:
+        print_json({"whole": found.first_bad is None, **vars(found)})
+    elif found.first_bad is None:
+        print(f"{state}: {found.records:,} records in {found.files} files are as they were written")
+        print(f"on the chain: {', '.join(found.agrees) or 'no head was noted'}")
+        print(f"head {found.head}")
+    if found.first_bad is not None:
+        print(f"error: {state}: record {found.first_bad} is not as it was written: {found.reason}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def score(

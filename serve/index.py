@@ -1,7 +1,7 @@
 """The index: SQLite over what the log holds, for lookups and for whoever asks questions with SQL.
 
 It is a fold of the log and as such can be thrown away: a missing, damaged or older one is built again. How far it is
-folded is stored with the link that the log has there, so that the index of another log is not taken for this one's.
+folded is stored with the head that the log has there, so that the index of another log is not taken for this one's.
 """
 
 import logging
@@ -21,11 +21,11 @@ from serve.records import ActionRecord, LabelRecord, Note, Record, TransactionRe
 
 _log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """1 was a journal in SQLite alone."""
 
 _TABLES = """
-CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER, position INTEGER, link INTEGER,
+CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER, position INTEGER, head BLOB,
     segment INTEGER);
 CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE transactions (
@@ -54,12 +54,12 @@ _LABELS_OF = (
 class Folded(NamedTuple):
     """How far an index is: everything before a position and a sequence number of the log.
 
-    `link` is the log's there; `segment` the first sequence number of the segment that holds the byte before.
+    `head` is the log's there; `segment` the first sequence number of the segment that holds the byte before.
     """
 
     seq: int
     position: int
-    link: int
+    head: bytes
     segment: int
 
 
@@ -94,7 +94,7 @@ class Index:
         self._writer.execute("PRAGMA journal_mode=WAL")
         self._writer.execute("PRAGMA synchronous=NORMAL")
         self._reader.execute("PRAGMA query_only=1")
-        self.folded = Folded(*self._reader.execute("SELECT seq, position, link, segment FROM folded").fetchone())
+        self.folded = Folded(*self._reader.execute("SELECT seq, position, head, segment FROM folded").fetchone())
         """As of the opening."""
 
     def close(self) -> None:
@@ -166,6 +166,18 @@ class Index:
             "SELECT position FROM transactions WHERE user = ? ORDER BY time DESC, seq DESC LIMIT ?", user, limit
         )
         return [position for (position,) in rows]
+
+
+def read_folded(path: Path) -> Folded:
+    """How far an index is, which another process may be writing to. sqlite3.Error where that cannot be read."""
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1.0)
+    try:
+        row = db.execute("SELECT seq, position, head, segment FROM folded").fetchone()
+    finally:
+        db.close()
+    if row is None:
+        raise sqlite3.DatabaseError("it is not finished")
+    return Folded(*row)
 
 
 def open_index(path: Path) -> Index | None:

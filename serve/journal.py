@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from seqfraud.errors import JournalError, RunError
 from serve.index import Batch, Folded, Index, build_index, open_index
-from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Log, sync_folder
+from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Log, spell_head, sync_folder
 from serve.records import (
     ActionRecord,
     LabelRecord,
@@ -169,7 +169,7 @@ class Journal:
         self._log = Log(folder, found.segments, found.end, begin, disk, segment_bytes)
         opened.callback(self._log.close)
         self._synced = self._log.sync()
-        if index is not None and folded is not None and self._log.link_before(begin) != folded.link:
+        if index is not None and folded is not None and self._log.head_before(begin) != folded.head:
             _log.warning("the index holds records up to %d that are not the log's; it is built again", folded.seq - 1)
             index.close()
             index = None
@@ -193,9 +193,9 @@ class Journal:
         yield Batch(items, self._folded_at(self._synced.position, self._synced.seq))
 
     def _folded_at(self, position: int, seq: int) -> Folded:
-        link = self._log.link_before(position)
-        assert link is not None
-        return Folded(seq, position, link, self._log.segment_at(position - 1).seq)
+        head = self._log.head_before(position)
+        assert head is not None
+        return Folded(seq, position, head, self._log.segment_at(position - 1).seq)
 
     def close(self) -> None:
         """Sync, fold what is left, and close the files."""
@@ -213,6 +213,11 @@ class Journal:
     def last_seq(self) -> int:
         """Sequence number of the newest record, 0 where there is none."""
         return self._log.head.seq - 1
+
+    @property
+    def head(self) -> str:
+        """Of the chain of everything stored so far, as `SEQ:HASH`; note it elsewhere, for `seqfraud verify --state`."""
+        return spell_head(self._log.written)
 
     @property
     def failed(self) -> str:

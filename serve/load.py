@@ -12,7 +12,7 @@ from serve.service import Service
 
 GROUP = 1000
 """Records that become durable together."""
-SOURCE = "load"
+SOURCE = AUTHOR = "load"
 
 
 @dataclass
@@ -74,7 +74,7 @@ def _load(service: Service, table: Transactions, until: int | None, progress: Ca
 def _post(service: Service, table: Transactions, arrival: Arrival, done: Loaded) -> None:
     if arrival.labels:
         said = [SaidLabel(d.transaction_id, d.is_fraud, d.known_at, SOURCE) for d in arrival.labels]
-        heard = service.hear_labels(said)
+        heard = service.hear_labels(said, AUTHOR)
         done.labels += len(said) - heard["unchanged"]
     if arrival.row is None:
         return

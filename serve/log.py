@@ -2,17 +2,21 @@
 
 A segment file is named by its first sequence number and holds a header and frames, little-endian throughout:
 
-    header  magic 8s, version u32, then of everything before it: next sequence number u64, bytes u64, last link u32,
-            CRC-32 of the whole segment before u32; link u32
-    frame   marker 4s, payload length u32, first sequence number u64, numbers it takes u32; payload; link u32
+    header  magic 8s, version u32, then of everything before it: next sequence number u64, bytes u64, CRC-32 of the whole
+            segment before u32, head 32s; link u32
+    frame   marker 4s, payload length u32, first sequence number u64, numbers it takes u32; payload; head 32s; link u32
 
-A link is a checksum of what it ends and of the link before: no frame can be changed, left out or moved without breaking
-the chain. The link before stands in the 4 bytes before a frame (a header's is the first frame's), so that any frame can
-be verified alone. A *position* counts the bytes of all segments before as well.
+Two things chain the frames. A *head* is a cryptographic hash of the frame's numbers, its payload's digest and the head
+before: whoever noted one can tell later that nothing up to there was changed (`audit.py`). It costs too much for every
+start. A *link* is a checksum of what it ends, seeded by the head before: quick, for damage of every kind, and it does not
+reach further than its frame, so that a payload can be blanked, with its digest kept, without touching the frames after it.
+The head before stands in the bytes before a frame (in a header, for the first one), so that any frame can be verified
+alone. A *position* counts the bytes of all segments before as well.
 """
 
 import bisect
 import errno
+import hashlib
 import logging
 import os
 import struct
@@ -28,27 +32,39 @@ from seqfraud.errors import RunError
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the format. A later version reads this one too, and writes its own from the next segment on."""
+VERSION = 2
+"""Of the format. 1 had no heads."""
 SEGMENT_BYTES = 64 * 2**20
 MAGIC = b"seqfraud"
 MARKER = b"\xf5\xffSQ"
 """No UTF-8 text contains it."""
 
-_HEADER = struct.Struct("<8sIQQII")
+HEAD_BYTES = 32
+
+_HEADER = struct.Struct(f"<8sIQQI{HEAD_BYTES}s")
+_UNCHAINED_HEADER = struct.Struct("<8sIQQII")
+"""Of version 1."""
 _FRAME = struct.Struct("<4sIQI")
+_NUMBERS = struct.Struct("<QI")
 _LINK = struct.Struct("<I")
+_TRAILER_BYTES = HEAD_BYTES + _LINK.size
 HEADER_BYTES = _HEADER.size + _LINK.size
 _FIRST_READ = 2048
 
 
-def link(data: bytes | memoryview, before: int) -> int:
-    """Checksum of `data` chained to the link before it.
+def next_head(before: bytes, seq: int, taken: int, payload: bytes) -> bytes:
+    """BLAKE2b-256 of the head before, a frame's numbers and the digest of its payload."""
+    digest = hashlib.blake2b(payload, digest_size=HEAD_BYTES).digest()
+    return hashlib.blake2b(before + _NUMBERS.pack(seq, taken) + digest, digest_size=HEAD_BYTES).digest()
+
+
+def link(data: bytes | memoryview, before: bytes) -> int:
+    """Checksum of `data` after the head before it.
 
     Rotated and shifted, as LevelDB masks its checksums: a CRC over bytes that contain their own plain CRC does not
     depend on them, and the digest of a segment would pass any frame that is only consistent in itself.
     """
-    crc = zlib.crc32(data, before)
+    crc = zlib.crc32(data, int.from_bytes(before[: _LINK.size], "little"))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -58,32 +74,37 @@ class End(NamedTuple):
     Attributes:
         position: of the next byte.
         seq: next sequence number.
-        link: the last one.
+        head: the last one.
         digest: CRC-32 of the bytes of the segment so far.
     """
 
     position: int
     seq: int
-    link: int
+    head: bytes
     digest: int
 
 
-BEGINNING = End(0, 1, 0, 0)
+def spell_head(end: End) -> str:
+    """The last record's number and the head there, in hexadecimal: `SEQ:HASH`."""
+    return f"{end.seq - 1}:{end.head.hex()}"
+
+
+BEGINNING = End(0, 1, bytes(HEAD_BYTES), 0)
 
 
 class Frame(NamedTuple):
-    """A frame that was verified and takes `taken` numbers."""
+    """A frame that takes `taken` numbers; its link was verified, its `head` is what it says."""
 
     position: int
     seq: int
     taken: int
     payload: bytes
-    link: int
+    head: bytes
 
     @property
     def end(self) -> int:
         """Position after it."""
-        return self.position + _FRAME.size + len(self.payload) + _LINK.size
+        return self.position + _FRAME.size + len(self.payload) + _TRAILER_BYTES
 
 
 class Segment(NamedTuple):
@@ -131,22 +152,36 @@ def segment_name(seq: int) -> str:
 
 def write_header(before: End) -> tuple[bytes, End]:
     """A segment's header, and the end after it."""
-    front = _HEADER.pack(MAGIC, VERSION, before.seq, before.position, before.link, before.digest)
-    own = link(front, before.link)
-    header = front + _LINK.pack(own)
-    return header, End(before.position + len(header), before.seq, own, zlib.crc32(header))
+    front = _HEADER.pack(MAGIC, VERSION, before.seq, before.position, before.digest, before.head)
+    header = front + _LINK.pack(link(front, before.head))
+    return header, End(before.position + len(header), before.seq, before.head, zlib.crc32(header))
 
 
 def read_header(data: bytes, name: str) -> End:
-    """What a segment's header says of everything before it. Raises BadFrameError; RunError for a newer format."""
+    """What a segment's header says of everything before it. Raises BadFrameError; RunError for another format."""
+    if _is_unchained(data):
+        raise RunError(
+            f"{name}: log format 1, from before its records were chained; this version reads format {VERSION}: read it with "
+            "the version that wrote it, and load its data into a new state folder"
+        )
     if len(data) < HEADER_BYTES or data[:8] != MAGIC:
         raise BadFrameError(0, "it does not begin as a log file does")
-    _, version, seq, position, before, digest = _HEADER.unpack_from(data)
-    if link(data[: _HEADER.size], before) != _LINK.unpack_from(data, _HEADER.size)[0]:
+    _, version, seq, position, digest, head = _HEADER.unpack_from(data)
+    if link(data[: _HEADER.size], head) != _LINK.unpack_from(data, _HEADER.size)[0]:
         raise BadFrameError(0, "the checksum of its header is wrong")
     if version != VERSION:
         raise RunError(f"{name}: log format {version}; this version reads format {VERSION}")
-    return End(position, seq, before, digest)
+    return End(position, seq, head, digest)
+
+
+def _is_unchained(data: bytes) -> bool:
+    """Whether a file begins with a whole header of version 1, which ended with a link that followed the one before."""
+    size = _UNCHAINED_HEADER.size
+    if len(data) < size + _LINK.size or data[:8] != MAGIC:
+        return False
+    _, version, _, _, before, _ = _UNCHAINED_HEADER.unpack_from(data)
+    own: int = _LINK.unpack_from(data, size)[0]
+    return version == 1 and own == link(data[:size], _LINK.pack(before))
 
 
 def walk(data: bytes, offset: int, seq: int | None, begin: int = 0) -> Iterator[Frame]:
@@ -155,7 +190,7 @@ def walk(data: bytes, offset: int, seq: int | None, begin: int = 0) -> Iterator[
     `begin` is the position of the first byte of `data`. Raises BadFrameError at the first that is not whole.
     """
     view = memoryview(data)
-    (before,) = _LINK.unpack_from(data, offset - _LINK.size)
+    before = data[offset - _TRAILER_BYTES : offset - _LINK.size]
     while offset < len(data):
         body = offset + _FRAME.size
         if body > len(data):
@@ -164,15 +199,16 @@ def walk(data: bytes, offset: int, seq: int | None, begin: int = 0) -> Iterator[
         stop = body + length
         if marker != MARKER:
             raise BadFrameError(offset, "there is no record where one should begin")
-        if stop + _LINK.size > len(data):
+        end = stop + _TRAILER_BYTES
+        if end > len(data):
             raise BadFrameError(offset, "it ends in the middle of a record")
-        own = link(view[offset:stop], before)
-        if own != _LINK.unpack_from(data, stop)[0]:
+        if link(view[offset : end - _LINK.size], before) != _LINK.unpack_from(data, end - _LINK.size)[0]:
             raise BadFrameError(offset, "the checksum of a record is wrong")
         if seq is not None and first != seq:
             raise BadFrameError(offset, f"record {first} stands where {seq} belongs")
-        yield Frame(begin + offset, first, count, data[body:stop], own)
-        seq, before, offset = first + count, own, stop + _LINK.size
+        head = data[stop : stop + HEAD_BYTES]
+        yield Frame(begin + offset, first, count, data[body:stop], head)
+        seq, before, offset = first + count, head, end
 
 
 def read_frames(folder: Path) -> Iterator[Frame]:
@@ -181,17 +217,17 @@ def read_frames(folder: Path) -> Iterator[Frame]:
     What is torn off or being written at the end is left out. RunError where anything else is not whole.
     """
     files = sorted(folder.glob("*.log"))
-    seq, before = BEGINNING.seq, BEGINNING.link
+    seq, before = BEGINNING.seq, BEGINNING.head
     for number, file in enumerate(files, start=1):
         data = file.read_bytes()
         try:
             head = read_header(data[:HEADER_BYTES], str(file))
-            if (head.seq, head.link) != (seq, before):
+            if (head.seq, head.head) != (seq, before):
                 raise BadFrameError(
                     0, f"it follows record {head.seq - 1}, the file before it ends with record {seq - 1}"
                 )
             for frame in walk(data, HEADER_BYTES, seq):
-                seq, before = frame.seq + frame.taken, frame.link
+                seq, before = frame.seq + frame.taken, frame.head
                 yield frame
         except BadFrameError as bad:
             if number < len(files):
@@ -245,17 +281,17 @@ class Log:
             raise OSError(errno.EIO, self.failed)
         if self._group is None:
             self._make_room()
-        head = self.head
-        data = _FRAME.pack(MARKER, len(payload), head.seq, count) + payload
-        own = link(data, head.link)
-        frame = data + _LINK.pack(own)
-        end = End(head.position + len(frame), head.seq + count, own, zlib.crc32(frame, head.digest))
+        end = self.head
+        position, own = end.position, next_head(end.head, end.seq, count, payload)
+        data = _FRAME.pack(MARKER, len(payload), end.seq, count) + payload + own
+        frame = data + _LINK.pack(link(data, end.head))
+        end = End(position + len(frame), end.seq + count, own, zlib.crc32(frame, end.digest))
         if self._group is None:
             self._write(frame, end)
         else:
             self._group.append(frame)
             self.head = end
-        return head.position
+        return position
 
     def begin_group(self) -> None:
         """Hold frames back until `end_group`."""
@@ -352,27 +388,27 @@ class Log:
         at = bisect.bisect_right(self._segments, seq, key=lambda s: s.seq) - 1
         return self._segments[max(at, 0)].position
 
-    def link_before(self, position: int) -> int | None:
-        """The link that ends at a position, None where the log does not reach it."""
+    def head_before(self, position: int) -> bytes | None:
+        """The head that was reached at a position, None where the log does not reach it."""
         if not 0 < position <= self.written.position:
             return None
         segment = self.segment_at(position - 1)
         with segment.path.open("rb") as file:
-            data = os.pread(file.fileno(), _LINK.size, position - segment.position - _LINK.size)
-        return int(_LINK.unpack(data)[0]) if len(data) == _LINK.size else None
+            data = os.pread(file.fileno(), HEAD_BYTES, position - segment.position - _TRAILER_BYTES)
+        return data if len(data) == HEAD_BYTES else None
 
     def read(self, position: int) -> Frame:
         """The frame at a position. OSError where it cannot be read; BadFrameError where it is not whole."""
         segment = self.segment_at(position)
-        start = position - segment.position - _LINK.size
+        start = position - segment.position - _TRAILER_BYTES
         with segment.path.open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), _FIRST_READ, start)
-            if len(data) < _LINK.size + _FRAME.size:
+            if len(data) < _TRAILER_BYTES + _FRAME.size:
                 raise BadFrameError(start, "it ends before the record")
-            size = 2 * _LINK.size + _FRAME.size + _FRAME.unpack_from(data, _LINK.size)[1]
+            size = 2 * _TRAILER_BYTES + _FRAME.size + _FRAME.unpack_from(data, _TRAILER_BYTES)[1]
             if size > len(data):
                 data = os.pread(file.fileno(), size, start)
-        return next(walk(data[:size], _LINK.size, None, position - _LINK.size))
+        return next(walk(data[:size], _TRAILER_BYTES, None, position - _TRAILER_BYTES))
 
     def frames(self, position: int) -> Iterator[Frame]:
         """Every frame from a position (of a frame or a segment) to what is the end now, one segment in memory at a time.

@@ -22,6 +22,8 @@ from serve.answers import (
     AlertDetail,
     AlertPage,
     Answer,
+    GivenAnswer,
+    GivenLabel,
     LabelCounts,
     ModelInForce,
     OutboxState,
@@ -118,8 +120,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "getTransaction",
         "Looking",
         "The answer to a transaction",
-        "The answer exactly as it was given.",
-        "Answer",
+        "The answer exactly as it was given, and the labels that were said of it since, each with its source and author.",
+        "GivenAnswer",
         refusals=(400, 404, 503),
     ),
     Operation(
@@ -487,7 +489,7 @@ def _ref(name: str) -> Json:
 def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
     requests = [decoder.posted, Label, ChangeAlert, Settling]
     answers = [
-        Answer, LabelCounts, UserHistory, ModelInForce, State, Refusal, AlertPage, AlertDetail, OutboxState,
+        Answer, GivenAnswer, LabelCounts, UserHistory, ModelInForce, State, Refusal, AlertPage, AlertDetail, OutboxState,
     ]  # fmt: skip
     _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template=_REF)
     for name, schema in schemas.items():
@@ -495,7 +497,8 @@ def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
             schema["description"] = " ".join(schema["description"].split())
         if name not in ("Transaction", "Label", "ChangeAlert", "Settling"):
             schema["required"] = list(schema["properties"])  # an answer always has all of them
-    schemas["Answer"]["required"].remove("degraded")  # it alone is there only where it is true
+    for name in ("Answer", "GivenAnswer"):
+        schemas[name]["required"].remove("degraded")  # it alone is there only where it is true
     _describe_transaction(schemas["Transaction"], manifest, decoder.limits)
     _describe_label(schemas["Label"]["properties"], decoder.limits)
     result = {"anyOf": [_ref("Answer"), _ref("Refusal")]}
@@ -548,7 +551,9 @@ def _describe_label(fields: Json, limits: Limits) -> None:
         f"ISO 8601, or milliseconds since 1970; null or left out: now. {_time_words(limits)}"
     )
     _limit(fields["source"], limits)
-    fields["source"]["description"] = "Who says it."
+    fields["source"]["description"] = (
+        "Where it is known from, such as `chargeback`; who says it is known by the API key."
+    )
 
 
 def _limit(field: Json, limits: Limits, unit: TimeUnit | None = None, empty: bool = True) -> None:
@@ -686,7 +691,7 @@ class _Examples:
             "score": answer,
             "scoreBatch": {"results": [answer, second, self._wrong_field]},
             "addLabels": msgspec.to_builtins(LabelCounts(new=1, changed=0, unchanged=0, unknown=0)),
-            "getTransaction": answer,
+            "getTransaction": {**answer, "labels": [msgspec.to_builtins(_EXAMPLE_LABEL)]},
             "getUser": {"user": transaction.user, "history": 1, "events": [{"transaction": full, "answer": answer}]},
             "isAlive": {"status": "ok"},
             "isReady": {"status": "ready"},
@@ -704,6 +709,9 @@ class _Examples:
             return self._unreadable if status == 400 else self._wrong_field
         code, message, field = _REFUSALS[status][2]
         return {"error": {"code": code, "message": message.format(limit=max_body_bytes), "field": field}}
+
+
+_EXAMPLE_LABEL = GivenLabel(True, 1_735_776_000_000, 1_735_776_000_250, "chargeback", "k7c2m4qa")
 
 
 def _example_answer(identity: str, bundle: Bundle) -> Answer:

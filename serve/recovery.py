@@ -81,7 +81,7 @@ def _verify(files: list[Path]) -> Found:
     segments: list[Segment] = []
     end = BEGINNING
     for i, (file, head) in enumerate(zip(files, heads, strict=True)):
-        reason = _misfit(file, head, end)
+        reason = misfit(file, head, end)
         if reason:
             return Found(segments, end, _damage(files[i:], 0, end, reason))
         segments.append(Segment(file, end.seq, end.position))
@@ -94,10 +94,10 @@ def _verify(files: list[Path]) -> Found:
         begin = segments[-1].position
         try:
             for frame in walk(data, HEADER_BYTES, end.seq, begin):
-                end = End(frame.end, frame.seq + frame.taken, frame.link, 0)
+                end = End(frame.end, frame.seq + frame.taken, frame.head, 0)
         except BadFrameError as bad:
-            return Found(segments, _with_digest(end, data, begin), _damage(files[i:], bad.offset, end, bad.reason))
-        end = _with_digest(end, data, begin)
+            return Found(segments, with_digest(end, data, begin), _damage(files[i:], bad.offset, end, bad.reason))
+        end = with_digest(end, data, begin)
     return Found(segments, end, None)
 
 
@@ -118,7 +118,7 @@ def _sum(file: Path) -> tuple[int, int]:
     return size, digest
 
 
-def _misfit(file: Path, head: End | BadFrameError, end: End) -> str:
+def misfit(file: Path, head: End | BadFrameError, end: End) -> str:
     """Why a segment cannot be the next one after `end`."""
     if isinstance(head, BadFrameError):
         return head.reason
@@ -130,7 +130,8 @@ def _misfit(file: Path, head: End | BadFrameError, end: End) -> str:
     return "" if file.name == segment_name(end.seq) else f"it begins with record {end.seq}"
 
 
-def _with_digest(end: End, data: bytes, begin: int) -> End:
+def with_digest(end: End, data: bytes, begin: int) -> End:
+    """An end with the digest of its segment, whose bytes are `data` and begin at a position."""
     return end._replace(digest=zlib.crc32(memoryview(data)[: end.position - begin]))
 
 

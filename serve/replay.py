@@ -18,6 +18,7 @@ from serve.arrivals import arrivals
 
 TIMEOUT_S = 30.0
 KEPT = IdentifiersConfig("keep")
+SOURCE = "replay"
 LABELS = 1000
 """Labels of one request at most; a service takes so many."""
 
@@ -101,7 +102,7 @@ def replay(
             break
         for at in range(0, len(arrival.labels), LABELS):
             said = [
-                {"transaction_id": names.of(d.row), "is_fraud": d.is_fraud, "known_at": d.known_at}
+                {"transaction_id": names.of(d.row), "is_fraud": d.is_fraud, "known_at": d.known_at, "source": SOURCE}
                 for d in arrival.labels[at : at + LABELS]
             ]
             status, answer = client.call("POST", "/v1/labels", said)

@@ -27,7 +27,7 @@ from seqfraud.policy import decide
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.alertindex import ALERT
 from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
-from serve.answers import Answer, Reason
+from serve.answers import Answer, GivenAnswer, GivenLabel, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.fallback import FallbackSettings
@@ -162,6 +162,7 @@ class Service:
             opened.pop_all()
         if self._outbox is not None:
             self._outbox.start()
+        _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
@@ -233,6 +234,7 @@ class Service:
                 self._outbox.stop()
             self._alerts.close()
             self._journal.close()
+            _log.info("%s at the end", _head_words(self._journal.head))
         self._stop_snapshots()
         with self._snapshotting:
             self._folder_lock.release()
@@ -256,14 +258,15 @@ class Service:
         """
         with self._snapshotting:
             with self._lock:
-                seq = self._journal.last_seq
+                seq, head = self._journal.last_seq, self._journal.head
                 capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced)
+                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
             self._snapshot_seq = seq
+            _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
         return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
@@ -371,8 +374,7 @@ class Service:
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
-            scored = self._try_score(transaction, context)
-            answer = self._answer(transaction, scored)
+            scored, answer = self.judge(transaction, context)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -397,6 +399,15 @@ class Service:
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
+
+    def judge(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> tuple[Scored, Answer]:
+        """What the graph says of a transaction at its place in its user's history, and the answer that follows from it.
+
+        The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
+        is changed only by `commit`. Under the lock. Raises ModelError.
+        """
+        scored = self._try_score(transaction, context)
+        return scored, self._answer(transaction, scored)
 
     def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
         """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
@@ -496,9 +507,9 @@ class Service:
 
     # ---- labels
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str = ANONYMOUS) -> bytes:
         """A JSON array of labels -> how many were new, changed, unchanged, and of unknown transactions."""
-        answer = self._encode(self.hear_labels(decode_labels(body, self._limits)))
+        answer = self._encode(self.hear_labels(decode_labels(body, self._limits), author))
         self._wait_durable(self._journal.last_seq)
         return answer
 
@@ -660,17 +671,17 @@ class Service:
     # ---- looking
 
     def transaction(self, transaction_id: str) -> bytes:
-        """The answer as it was given. Raises RequestError 404."""
+        """The answer as it was given, and the labels said since. Raises RequestError 404."""
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
             record = self._journal.transaction(stored)
+            labels = self._journal.labels_of(stored)
         if record is None:
             raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-        if stored == transaction_id:
-            return record.answer
         answer = msgspec.json.decode(record.answer, type=Answer)
         answer.transaction_id = transaction_id
-        return self._encode(answer)
+        given = [GivenLabel(r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
+        return self._encode(GivenAnswer(**msgspec.structs.asdict(answer), labels=given))
 
     def user(self, user: str) -> bytes:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
@@ -759,6 +770,11 @@ def _readable() -> Iterator[None]:
     except JournalError as error:
         _log.error("journal: %s", error)
         raise RequestError(503, "storage_unavailable", "the journal cannot be read now") from error
+
+
+def _head_words(head: str) -> str:
+    """For the log, which is kept where nobody who may write the state folder can change it."""
+    return f"journal head {head}"
 
 
 def _no_pause(seconds: float) -> None:

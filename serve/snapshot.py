@@ -64,6 +64,8 @@ class _Whose(msgspec.Struct):
     version: int
     bundle: str
     seq: int
+    head: str = ""
+    """Of the journal's chain after `seq`, as `SEQ:HASH`."""
 
 
 class _UnusableError(Exception):
@@ -71,17 +73,23 @@ class _UnusableError(Exception):
 
 
 def write_snapshot(
-    state: Path, bundle: str, seq: int, pieces: Iterable[Piece], wait_durable: Callable[[int], object] | None = None
+    state: Path,
+    bundle: str,
+    seq: int,
+    pieces: Iterable[Piece],
+    wait_durable: Callable[[int], object] | None = None,
+    head: str = "",
 ) -> Path:
     """Write a snapshot under its final name or not at all, and remove all but the newest.
 
     Args:
         wait_durable: called with `seq` before the file gets its name; returns when the journal is sure to have that.
+        head: of the journal's chain after `seq`, as `SEQ:HASH`.
     """
     final = state / f"snapshot-{seq:015d}.bin"
     with replaced_file(final) as file:
         with file.open("wb") as stream:
-            _write(stream, bundle, seq, pieces)
+            _write(stream, _Whose(VERSION, bundle, seq, head), pieces)
         if wait_durable is not None:
             wait_durable(seq)
     _sync_folder(state)
@@ -90,8 +98,8 @@ def write_snapshot(
     return final
 
 
-def _write(stream: IO[bytes], bundle: str, seq: int, pieces: Iterable[Piece]) -> None:
-    _write_frame(stream, Piece("whose", msgspec.msgpack.encode(_Whose(VERSION, bundle, seq))))
+def _write(stream: IO[bytes], whose: _Whose, pieces: Iterable[Piece]) -> None:
+    _write_frame(stream, Piece("whose", msgspec.msgpack.encode(whose)))
     frames = written = synced = 0
     for frames, piece in enumerate(pieces, start=1):  # noqa: B007
         written += _write_frame(stream, piece)
@@ -153,6 +161,18 @@ def read_newest(state: Path, bundle: str, last_seq: int, take: Callable[[Iterato
         except (OSError, _UnusableError, msgspec.MsgspecError) as error:
             _log.warning("%s is passed over: %s", file.name, error)
     return None
+
+
+def noted_heads(state: Path) -> Iterator[tuple[str, int, str]]:
+    """Name of each snapshot, and of the journal's chain when it was taken: the last record and the head, hexadecimal."""
+    for file in sorted(state.glob("snapshot-*.bin")):
+        try:
+            with file.open("rb") as stream:
+                whose = msgspec.msgpack.decode(_Buffer(stream).next_frame().plain, type=_Whose)
+        except (OSError, _UnusableError, msgspec.MsgspecError):
+            continue
+        if whose.head:
+            yield file.name, whose.seq, whose.head.partition(":")[2]
 
 
 def _read(stream: IO[bytes], bundle: str, take: Callable[[Iterator[Piece]], None]) -> int:

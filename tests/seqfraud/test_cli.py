@@ -164,12 +164,12 @@ def test_a_wrong_time_names_the_option(run, cards, tmp_path):
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
     """Only what a user can mend becomes one line."""
-    import seqfraud.commands
+    import seqfraud.verification
 
     def crash(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(seqfraud.commands, "verify_bundle", crash)
+    monkeypatch.setattr(seqfraud.verification, "verify_bundle", crash)
     with pytest.raises(ZeroDivisionError):
         main(["verify", "anything"])
 

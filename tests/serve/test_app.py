@@ -34,7 +34,7 @@ class FakeService:
     def score_batch(self, body: bytes) -> bytes:
         return self._call("score_batch", body)
 
-    def add_labels(self, body: bytes) -> bytes:
+    def add_labels(self, body: bytes, author: str) -> bytes:
         return self._call("add_labels", body)
 
     def transaction(self, transaction_id: str) -> bytes:

@@ -182,6 +182,8 @@ def test_a_served_stream_is_what_bulk_scoring_says(world):
         label = [{"transaction_id": newest["transaction_id"], "is_fraud": True}]
         assert Client(server.url).call("POST", "/v1/labels", label)[1]["new"] == 1
         answer = server.get(f"/v1/transactions/{newest['transaction_id']}")
+        (said,) = answer.pop("labels")
+        assert (said["is_fraud"], said["source"], said["author"]) == (True, "api", "anonymous")
         repeated = {**newest, "time": newest["time"].isoformat(), "is_fraud": None}
         assert Client(server.url).call("POST", "/v1/score", repeated) == (200, {**answer, "duplicate": True})
         assert server.stop() == 0

@@ -172,7 +172,7 @@ def test_hashed_ids_are_echoed_as_they_were_sent(bundle_of, tmp_path):
         first = post(service, row(1))
         assert first["transaction_id"] == "1"
         assert post(service, row(1)) == {**first, "duplicate": True}
-        assert json.loads(service.transaction("1")) == first
+        assert json.loads(service.transaction("1")) == {**first, "labels": []}
         with pytest.raises(RequestError) as refused:
             post(service, row(1, merchant="another"))
         assert (refused.value.status, refused.value.message) == (
@@ -182,7 +182,7 @@ def test_hashed_ids_are_echoed_as_they_were_sent(bundle_of, tmp_path):
         stored = event["answer"]["transaction_id"]
         assert event["transaction"]["id"] == stored
         assert is_stored_form(stored)
-        assert json.loads(service.transaction(stored)) == {**first, "transaction_id": stored}
+        assert json.loads(service.transaction(stored)) == {**first, "transaction_id": stored, "labels": []}
         (result,) = json.loads(service.score_batch(json.dumps([row(1)]).encode()))["results"]
         assert result == {**first, "duplicate": True}
         assert said(service, {"transaction_id": 1, "is_fraud": True})["new"] == 1

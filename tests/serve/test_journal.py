@@ -390,16 +390,16 @@ def change(state: Path, what: str) -> None:
     elif what == "behind":
         records, begin = query(state, "SELECT position FROM transactions WHERE seq = 4"), "seq >= 4"
         log = (state / "journal" / "000000000000001.log").read_bytes()
-        link = int.from_bytes(log[records[0][0] - 4 : records[0][0]], "little")
+        head = log[records[0][0] - 36 : records[0][0] - 4]
         db = sqlite3.connect(path)
         db.execute(f"DELETE FROM transactions WHERE {begin}")
         db.execute(f"DELETE FROM labels WHERE {begin}")
-        db.execute("UPDATE folded SET seq = 4, position = ?, link = ?", (records[0][0], link))
+        db.execute("UPDATE folded SET seq = 4, position = ?, head = ?", (records[0][0], head))
         db.commit()
         db.close()
     elif what == "of another log":
         query(state, "UPDATE transactions SET id = 'other' || id")
-        query(state, "UPDATE folded SET link = link + 1")
+        query(state, "UPDATE folded SET head = zeroblob(32)")
 
 
 @pytest.mark.parametrize(

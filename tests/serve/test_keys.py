@@ -13,12 +13,14 @@ from wsgiref.types import WSGIEnvironment
 import pytest
 
 import serve.app
+from seqfraud.bundle import Bundle
 from seqfraud.cli import main
 from seqfraud.errors import ConfigError, RequestError
 from serve.app import ServiceLike, create_app
 from serve.keys import LABEL, SCORE, Keyring, add_key, key_from, read_keys, revoke_key
 from serve.limits import LimitSettings, RateLimiter
 from serve.pages import Page
+from serve.service import Service as ScoringService
 
 NOW = 1_700_000_000.0
 
@@ -336,7 +338,7 @@ def ask(app: Any, method: str, path: str, key: str | None, stream: Any) -> tuple
         "PATH_INFO": path,
         "QUERY_STRING": "",
         "CONTENT_TYPE": "application/json",
-        "CONTENT_LENGTH": "2",
+        "CONTENT_LENGTH": str(len(stream.getvalue())),
         "SERVER_NAME": "x",
         "SERVER_PORT": "80",
         "wsgi.url_scheme": "http",
@@ -397,6 +399,17 @@ def test_the_routes_of_the_app_are_all_in_this_table() -> None:
 def test_without_keys_everybody_may_do_everything() -> None:
     app = create_app(cast(ServiceLike, Service()))
     assert {ask(app, method, path, None, io.BytesIO(b"{}"))[0] for method, path, *_ in ROUTES} == {200}
+
+
+def test_the_author_of_a_label_is_the_id_of_its_key(file: Path, cards: Bundle, tmp_path: Path) -> None:
+    entry, key = add_key(file, ["label"], NOW)
+    with ScoringService(cards, tmp_path / "state") as service:
+        app = create_app(service, keys=Keyring(file, clock=lambda: NOW))
+        said = b'[{"transaction_id": "t1", "is_fraud": true, "source": "analyst"}]'
+        assert ask(app, "POST", "/v1/labels", key, io.BytesIO(said))[0] == 200
+        label = service.journal.last_label("t1")
+        assert label is not None
+        assert (label.source, label.author) == ("analyst", entry.id)
 
 
 def test_a_rate_limit_counts_each_key_by_itself_and_strangers_not_at_all(file: Path) -> None:

@@ -62,7 +62,7 @@ SCRIPT = textwrap.dedent(
         def score_batch(self, body):
             return b'{"bytes":%d}' % len(body)
 
-        def add_labels(self, body):
+        def add_labels(self, body, author):
             return b"{}"
 
         def transaction(self, transaction_id):

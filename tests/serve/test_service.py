@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,13 @@ def refusal(call: Any, *args: Any, **changes: Any) -> tuple[int, str, str]:
         call(*args, **changes)
     assert caught.value.message
     return caught.value.status, caught.value.code, caught.value.field
+
+
+def until_folded(service: Service) -> None:
+    deadline = time.monotonic() + 20
+    while service.journal._tail.by_seq:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def fill(service: Service, count: int = 12) -> None:
@@ -179,7 +187,8 @@ def test_a_label_without_a_time_is_known_now(service):
     score(service)
     label(service, ("t1", True))
     record = service.journal.last_label("t1")
-    assert (record.known_at, record.said_at, record.source) == (1000, 1000, "api"), "the clock stands at 1000 ms"
+    seen = (record.known_at, record.said_at, record.source, record.author)
+    assert seen == (1000, 1000, "api", "anonymous"), "the clock stands at 1000 ms"
     score(service, id="t2")
     context = np.frombuffer(service.journal.transaction("t2").context, dtype=np.float32)
     assert context[4:6].tolist() == [1.0, 1.0], "known fraud of the merchant"
@@ -190,7 +199,7 @@ def test_looking_up_gives_what_was_answered(service, cards):
     assert refusal(service.user, "ann") == (404, "unknown_user", "")
     answers = [score(service, id=n, time=START + n * MINUTE) for n in (0, 1, 2)]
     answers.append(score(service, id=3, time=START + MINUTE + 1))
-    assert json.loads(service.transaction("2")) == answers[2]
+    assert json.loads(service.transaction("2")) == {**answers[2], "labels": []}
     seen = json.loads(service.user("ann"))
     assert (seen["user"], seen["history"]) == ("ann", 4)
     assert [event["answer"] for event in seen["events"]] == [answers[2], answers[3], answers[1], answers[0]]
@@ -200,6 +209,20 @@ def test_looking_up_gives_what_was_answered(service, cards):
     seen = json.loads(service.user("ann"))
     assert seen["history"] == 14
     assert len(seen["events"]) == 2 * cards.manifest.serve.window
+
+
+def test_what_was_said_of_a_transaction_is_shown_with_who_said_it(service):
+    answer = score(service)
+    said = [{"transaction_id": "t1", "is_fraud": True, "known_at": START, "source": "chargeback"}]
+    service.add_labels(json.dumps(said).encode(), "key-1")
+    service.add_labels(b'[{"transaction_id": "t1", "is_fraud": false}, {"transaction_id": "t2", "is_fraud": true}]')
+    given = {**answer, "labels": [
+        {"is_fraud": True, "known_at": START, "said_at": 1000, "source": "chargeback", "author": "key-1"},
+        {"is_fraud": False, "known_at": 1000, "said_at": 1000, "source": "api", "author": "anonymous"},
+    ]}  # fmt: skip
+    assert json.loads(service.transaction("t1")) == given
+    until_folded(service)
+    assert json.loads(service.transaction("t1")) == given, "from the index"
 
 
 def test_the_model_in_force_says_how_to_talk_to_it(service, cards):
