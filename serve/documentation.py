@@ -103,11 +103,11 @@ def _operation(method: str, path: str, operation: Json, document: Json) -> str:
     if body is not None:
         content = body["content"]["application/json"]
         parts += ["<h4>Body</h4>", _described(content["schema"], document)]
-    if "parameters" in operation:
-        parts.append("<h4>In the path</h4>")
-        parts.append(
-            _fields({p["name"]: {**p["schema"], "description": p["description"]} for p in operation["parameters"]})
-        )
+    for place, title in (("path", "In the path"), ("query", "Behind the question mark")):
+        parameters = [p for p in operation.get("parameters", []) if p["in"] == place]
+        if parameters:
+            parts.append(f"<h4>{title}</h4>")
+            parts.append(_fields({p["name"]: {**p["schema"], "description": p["description"]} for p in parameters}))
     parts += _examples(method, path, operation)
     parts.append("<h4>Answers</h4>")
     parts.append(_answers(operation["responses"], document["components"]["responses"]))
@@ -126,16 +126,17 @@ def _keys(security: list[dict[str, list[str]]]) -> str:
 
 def _examples(method: str, path: str, operation: Json) -> list[str]:
     """A curl line per example of the body, or one."""
-    if "requestBody" not in operation:
-        filled = path
-        for parameter in operation.get("parameters", []):
+    filled = path
+    for parameter in operation.get("parameters", []):
+        if parameter["in"] == "path":
             filled = filled.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
+    if "requestBody" not in operation:
         return ["<h4>Example</h4>", _pre(f'curl -s "$SEQFRAUD{filled}"')]
     parts = ["<h4>Examples</h4>"]
     content = operation["requestBody"]["content"]["application/json"]
     for i, example in enumerate(content["examples"].values()):
         posted = shlex.quote(_pretty(example["value"]))
-        shown = _pre(f"curl -s \"$SEQFRAUD{path}\" -H 'Content-Type: application/json' -d {posted}")
+        shown = _pre(f"curl -s \"$SEQFRAUD{filled}\" -H 'Content-Type: application/json' -d {posted}")
         opened = " open" if i == 0 else ""
         parts.append(f"<details{opened}><summary>{_words(example['summary'])}</summary>{shown}</details>")
     return parts
