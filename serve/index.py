@@ -21,7 +21,7 @@ from serve.records import ActionRecord, LabelRecord, Note, Record, TransactionRe
 
 _log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 3
 """1 was a journal in SQLite alone."""
 
 _TABLES = """
