@@ -7,6 +7,7 @@ import sys
 from benchmarks.processes import DATA, RESULTS, ROOT
 
 RUNS: dict[str, tuple[list[str], str | None]] = {
+    "chain": (["benchmarks.chain"], None),
     "edge": (["benchmarks.edge"], None),
     "http_floor": (["benchmarks.http_floor"], None),
     "identifiers": (["benchmarks.identifiers"], None),

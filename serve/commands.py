@@ -297,8 +297,8 @@ def repair(
 
 
 def replay(
-    data: DataArgument,
-    url: Annotated[str, typer.Option(help="Address of a running service.")],
+    data: Annotated[Path | None, typer.Argument(help="CSV or Parquet, a file or a folder.", metavar="[DATA]")] = None,
+    url: Annotated[str | None, typer.Option(help="Address of a running service.")] = None,
     key_file: Annotated[
         Path | None, typer.Option(help="File with an API key for score and label; else SEQFRAUD_API_KEY.")
     ] = None,
@@ -309,14 +309,33 @@ def replay(
     against: Annotated[Path | None, typer.Option(help="Scores written by `seqfraud score` to compare with.")] = None,
     tolerance: Annotated[float, typer.Option(help="Largest difference of a probability that passes.")] = 1e-5,
     identifier_key: KeyOption = None,
+    decision: Annotated[
+        str | None,
+        typer.Option(help="Instead: work the decision on this transaction out again.", metavar="TRANSACTION_ID"),
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="With --decision: the service's state folder.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="With --decision: the bundle that decided.")] = None,
+    recorded_context: Annotated[
+        bool, typer.Option("--recorded-context", help="With --decision: do not work the context out again.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Stream a file through a running service in arrival order, labels interleaved when they become known.
 
     --identifier-key belongs here where `seqfraud score` had it; the service is asked for ids that depend on its key.
 
+    With --decision derive the probability, the decision and the reasons of one transaction again from the journal and the
+    bundle that decided, and say whether they are what was answered. Nothing is posted; the service may be running.
+
     Example: seqfraud replay data.parquet --url http://127.0.0.1:8000 --since 2018-08-08 --against scores.parquet
     """
+    if decision is not None:
+        if data is not None or url is not None or state is None or bundle is None:
+            raise ConfigError("replay: expected --state and --bundle with --decision, and no DATA or --url")
+        _replay_decision(decision, state, bundle, identifier_key, not recorded_context, json)
+        return
+    if data is None or url is None or state is not None or bundle is not None or recorded_context:
+        raise ConfigError("replay: expected DATA and --url, or --decision with --state and --bundle")
     from seqfraud.bulk import read_for
     from seqfraud.bundle import LabelSource
     from seqfraud.config import CleaningConfig, IdentifiersConfig
@@ -364,6 +383,40 @@ def replay(
             print(f"{name:20} {value}")
     if failed:
         print(f"error: the probabilities differ from {against} by more than {tolerance:g}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _replay_decision(
+    identity: str, state: Path, bundle: Path, identifier_key: Path | None, with_context: bool, json: bool
+) -> None:
+    import msgspec
+
+    from serve.retrace import TOLERANCE, retrace
+
+    with bar("reading the journal", None) as progress:
+        found = retrace(open_bundle(bundle), state, identity, identifier_key, with_context, progress.advance)
+    answered, derived = msgspec.to_builtins(found.answered), msgspec.to_builtins(found.derived)
+    if json:
+        print_json(
+            {
+                "agrees": not found.differs,
+                "differs": found.differs,
+                "record": found.seq,
+                "answered": answered,
+                "derived": derived,
+                "context_difference": found.context_difference,
+            }
+        )
+    else:
+        print(f"record {found.seq}, by the bundle {found.answered.model}")
+        print(f"{'':17}  {'answered':24}  derived again")
+        for name in ("fraud_probability", "is_fraud", "decision", "reasons", "history", "late"):
+            print(f"{name:17}  {answered[name]!s:24}  {derived[name]}")
+        if found.context_difference is not None:
+            print(f"{'context':17}  {'as recorded':24}  differs by {found.context_difference:.2g} at most")
+    if found.differs:
+        words = f"{', '.join(found.differs)} of {identity!r} cannot be derived again to {TOLERANCE:g}"
+        print(f"error: {words}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -18,7 +18,7 @@ from serve.records import LabelRecord, Note, Record, TransactionRecord, decode_r
 from serve.service import FIELDS, require_fields
 
 
-class _Labelled:
+class Labelled:
     """The transactions so far that a label is about: few, so that a long journal needs no index."""
 
     def __init__(self, wanted: set[str]) -> None:
@@ -52,7 +52,7 @@ def score_journal(bundle: Bundle, state: Path, threads: int = 2) -> tuple[list[s
     folder = state / "journal"
     if not folder.is_dir():
         raise RunError(f"{state}: there is no journal here")
-    labelled = _Labelled({r.transaction_id for r in _records(folder, bundle) if isinstance(r, LabelRecord)})
+    labelled = Labelled({r.transaction_id for r in _records(folder, bundle) if isinstance(r, LabelRecord)})
     memory = Memory(bundle, labelled)
     graph = SequenceGraph(bundle.sequence, bundle.manifest.graph, threads)
     ids: list[str] = []

@@ -409,6 +409,16 @@ class Service:
         scored = self._try_score(transaction, context)
         return scored, self._answer(transaction, scored)
 
+    def judge_again(self, record: TransactionRecord) -> Answer:
+        """The answer to a stored transaction if it came now and read the context that was recorded; nothing is changed."""
+        with self._lock:
+            users = len(self._users.slots)
+            try:
+                transaction = self.decoder.decode_stored(record)
+                return self.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
+            finally:
+                self._users.forget_newest(users)
+
     def _try_score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
         """`_score`, with whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
 
@@ -816,10 +826,11 @@ def require_fields(seen: str, bundle: Bundle, state: Path) -> None:
 
 def _note_context(journal: Journal, bundle: Bundle) -> None:
     """Keep a bundle's definition of the context, which outlives the bundle in the records that it wrote."""
-    journal.set_meta(_context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
+    journal.set_meta(context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
 
 
-def _context_key(bundle_id: str) -> str:
+def context_key(bundle_id: str) -> str:
+    """Key of the journal's note with a bundle's definition of the context."""
     return f"context of {bundle_id}"
 
 
@@ -828,8 +839,8 @@ class _ReadsAlike(dict[str, bool]):
 
     def __init__(self, journal: Journal, own: str) -> None:
         self._journal = journal
-        self._own = journal.meta(_context_key(own))
+        self._own = journal.meta(context_key(own))
 
     def __missing__(self, bundle_id: str) -> bool:
-        self[bundle_id] = self._journal.meta(_context_key(bundle_id)) == self._own
+        self[bundle_id] = self._journal.meta(context_key(bundle_id)) == self._own
         return self[bundle_id]

@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -23,7 +24,11 @@ from typing import Any
 
 import pytest
 
+from serve.service import Service
+
 START_S = 60.0
+START = 1_600_000_000_000
+MINUTE = 60_000
 
 
 @dataclass(frozen=True)
@@ -287,3 +292,33 @@ def secret_file(tmp_path: Path) -> Path:
     file.touch(0o600)
     file.write_text(f"{SECRET}\n")
     return file
+
+
+@pytest.fixture(scope="session")
+def live() -> Callable[..., dict[str, float]]:
+    """`live(service, seed, count, first=0)`: random traffic for a service on CARDS; the probability of every id."""
+    return _live
+
+
+def _live(service: Service, seed: int, count: int, first: int = 0) -> dict[str, float]:
+    """Random transactions, late ones, retries and labels (early, corrected, after the delay) posted; the answers."""
+    rng = random.Random(seed)
+    clock = START
+    rows: list[dict[str, Any]] = []
+    answers = {}
+    for number in range(first, first + count):
+        clock += rng.choice([0, 1, 5, 40]) * MINUTE
+        back = rng.choice([1, 30, 200, 9000]) * MINUTE if rng.random() < 0.1 else 0
+        row = {"id": number, "user": f"u{rng.randrange(6)}", "time": clock - back, "amount": rng.choice([1.0, 20.0, 300.0]),
+               "kind": rng.choice(["food", "fuel", None]), "merchant": rng.choice(["m1", "m2"]), "device": "d1"}  # fmt: skip
+        rows.append(row)
+        answer = json.loads(service.score(json.dumps(row).encode()))
+        answers[answer["transaction_id"]] = answer["fraud_probability"]
+        if rng.random() < 0.3:
+            target = rng.choice([number, max(0, number - 3), max(0, number - 40), number + 2])
+            known_at = clock + rng.choice([-50, 0, 3, 60]) * MINUTE
+            label = {"transaction_id": target, "is_fraud": rng.random() < 0.6, "known_at": known_at}
+            service.add_labels(json.dumps([label]).encode())
+        if rng.random() < 0.1:
+            service.score(json.dumps(rng.choice(rows)).encode())
+    return answers

@@ -1,9 +1,7 @@
 """`seqfraud score --state` and rebuilding in batches: what was answered, worked out anew from the journal."""
 
 import json
-import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,32 +15,8 @@ START = 1_600_000_000_000
 MINUTE = 60_000
 
 
-def live(service: Service, seed: int, count: int) -> dict[str, float]:
-    """Random transactions, late ones, retries and labels (early, corrected, after the delay) posted; the answers."""
-    rng = random.Random(seed)
-    clock = START
-    rows: list[dict[str, Any]] = []
-    answers = {}
-    for number in range(count):
-        clock += rng.choice([0, 1, 5, 40]) * MINUTE
-        back = rng.choice([1, 30, 200, 9000]) * MINUTE if rng.random() < 0.1 else 0
-        row = {"id": number, "user": f"u{rng.randrange(6)}", "time": clock - back, "amount": rng.choice([1.0, 20.0, 300.0]),
-               "kind": rng.choice(["food", "fuel", None]), "merchant": rng.choice(["m1", "m2"]), "device": "d1"}  # fmt: skip
-        rows.append(row)
-        answer = json.loads(service.score(json.dumps(row).encode()))
-        answers[answer["transaction_id"]] = answer["fraud_probability"]
-        if rng.random() < 0.3:
-            target = rng.choice([number, max(0, number - 3), max(0, number - 40), number + 2])
-            known_at = clock + rng.choice([-50, 0, 3, 60]) * MINUTE
-            label = {"transaction_id": target, "is_fraud": rng.random() < 0.6, "known_at": known_at}
-            service.add_labels(json.dumps([label]).encode())
-        if rng.random() < 0.1:
-            service.score(json.dumps(rng.choice(rows)).encode())
-    return answers
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_a_journal_scores_as_it_was_answered_while_the_service_runs(cards, tmp_path: Path, seed):
+def test_a_journal_scores_as_it_was_answered_while_the_service_runs(cards, tmp_path: Path, live, seed):
     with Service(cards, tmp_path, clock=lambda: START) as service:
         answers = live(service, seed, 300)
         ids, probability = score_journal(cards, tmp_path, threads=1)
@@ -60,7 +34,7 @@ def test_a_journal_scores_as_it_was_answered_while_the_service_runs(cards, tmp_p
 
 @pytest.mark.parametrize("other", ["the same", "other weights", "another context"])
 def test_memory_rebuilt_in_batches_goes_on_as_if_nothing_had_been(
-    cards, make_bundle, cards_toml, tmp_path: Path, crash, memory_of, other
+    cards, make_bundle, cards_toml, tmp_path: Path, crash, memory_of, live, other
 ):
     """By the bundle that scored, and by a new one on the old journal."""
     with Service(cards, tmp_path, clock=lambda: START) as service:
@@ -88,7 +62,7 @@ def test_memory_rebuilt_in_batches_goes_on_as_if_nothing_had_been(
     assert one_by_one == in_batches
 
 
-def test_what_is_torn_off_at_the_end_is_left_out_and_damage_before_it_refused(cards, tmp_path: Path):
+def test_what_is_torn_off_at_the_end_is_left_out_and_damage_before_it_refused(cards, tmp_path: Path, live):
     with Service(cards, tmp_path, clock=lambda: START) as service:
         answers = live(service, 0, 20)
     (file,) = (tmp_path / "journal").glob("*.log")
@@ -102,7 +76,7 @@ def test_what_is_torn_off_at_the_end_is_left_out_and_damage_before_it_refused(ca
         score_journal(cards, tmp_path)
 
 
-def test_other_fields_and_no_journal_are_refused(cards, rich, tmp_path: Path):
+def test_other_fields_and_no_journal_are_refused(cards, rich, tmp_path: Path, live):
     with Service(cards, tmp_path, clock=lambda: START) as service:
         live(service, 0, 3)
     with pytest.raises(RunError, match="holds the fields"):
