@@ -37,6 +37,7 @@ latest_ahead = "3000000d"
 
 CONFIGURATIONS = {"CARDS": drawn.CARDS, "PLAIN": drawn.PLAIN, "RICH": drawn.RICH}
 BATCH = "POST /v1/score/batch"
+ALERTS = "GET /v1/alerts"
 
 
 @dataclass
@@ -83,6 +84,8 @@ class Fuzzed:
     def _excused(self, check: str, case: Any, response: Any) -> bool:
         """Whether the service is right though schemathesis does not see it."""
         if check == "positive_data_acceptance":
+            if case.operation.label == ALERTS:
+                return json.loads(response.content)["error"]["field"] == "cursor"  # only a page knows one
             return response.status_code == 422 and cannot_be_said(case.body, json.loads(response.content)["error"])
         if check != "negative_data_rejection":
             return False

@@ -12,18 +12,28 @@ from seqfraud.policy import Decision, Thresholds
 from seqfraud.schema import Schema
 
 __all__ = [
+    "Alert",
+    "AlertChange",
+    "AlertDetail",
+    "AlertLabel",
+    "AlertPage",
+    "AlertRecord",
+    "AlertState",
     "Answer",
     "Attribution",
+    "DeadLetter",
     "Error",
     "Explanation",
     "GivenAnswer",
     "GivenLabel",
     "LabelCounts",
     "ModelInForce",
+    "OutboxState",
     "PastEvent",
     "Reason",
     "Refusal",
     "State",
+    "Trying",
     "UserEvent",
     "UserHistory",
     "refusal_body",
@@ -136,6 +146,108 @@ class LabelCounts(msgspec.Struct):
     changed: Annotated[int, _said("Labels that say the opposite of an earlier one.", minimum=0)]
     unchanged: Annotated[int, _said("Labels that repeat what was said.", minimum=0)]
     unknown: Annotated[int, _said("Labels that wait for their transaction.", minimum=0)]
+
+
+AlertState = Literal["open", "in_review", "confirmed", "dismissed"]
+
+
+class AlertRecord(msgspec.Struct):
+    """A transaction that was not approved, and how far people are with it: what an event of the webhook carries."""
+
+    transaction_id: Annotated[str, _said("As it is stored.")]
+    seq: Annotated[int, _said("The transaction's number in the journal.", minimum=1)]
+    user: Annotated[str, _said("As it is stored.")]
+    time: Annotated[str, _said("Of the transaction; ISO 8601 in UTC.", format="date-time")]
+    decision: Literal["review", "decline"]
+    fraud_probability: Annotated[float, _said("Calibrated.", minimum=0, maximum=1)]
+    amount: Annotated[float | None, _said("In the currency of the training data; null where there is none.")]
+    risk: Annotated[float, _said("Money at risk: probability times amount.")]
+    reasons: list[Reason]
+    model: Annotated[str, _said("Identifies the bundle that scored.")]
+    state: AlertState
+    assigned_to: Annotated[str | None, _said("Who took it up: the id of an API key.")]
+    author: Annotated[str | None, _said("Who changed its state last.")]
+    note: Annotated[str, _said("What was said with that.")]
+    changed_at: Annotated[str | None, _said("When; ISO 8601 in UTC.", format="date-time")]
+
+
+class AlertLabel(msgspec.Struct):
+    """The newest label of an alert's transaction, whoever said it."""
+
+    is_fraud: bool
+    source: Annotated[str, _said("`analyst` where it came from closing the alert.")]
+    author: Annotated[str, _said("Who said it; empty in records from before labels had one.")]
+    known_at: Annotated[str, _said("From when it counts.", format="date-time")]
+    said_at: Annotated[str, _said("When it was said.", format="date-time")]
+
+
+class Alert(AlertRecord):
+    """An alert, and what is known of its transaction."""
+
+    label: AlertLabel | None
+
+
+class AlertChange(msgspec.Struct):
+    """One change of an alert's state."""
+
+    seq: Annotated[int, _said("Its number in the journal.", minimum=1)]
+    state: AlertState
+    assigned_to: str | None
+    author: str
+    note: str
+    at: Annotated[str, _said("ISO 8601 in UTC.", format="date-time")]
+
+
+class AlertDetail(Alert):
+    """An alert with its whole life."""
+
+    changes: Annotated[list[AlertChange], _said("Oldest first; empty while it is as it was opened.")]
+
+
+class AlertPage(msgspec.Struct):
+    """Some alerts, and where the next ones are."""
+
+    alerts: list[Alert]
+    next: Annotated[str | None, _said("For `cursor`, with the same filters and order; null at the end.")]
+
+
+class Trying(msgspec.Struct):
+    """The event whose turn it is, after a failed attempt."""
+
+    seq: Annotated[int, _said("Of its record in the journal.", minimum=1)]
+    attempts: Annotated[int, _said("So far.", minimum=1)]
+    since: Annotated[str, _said("The first one.", format="date-time")]
+    due: Annotated[str, _said("The next one.", format="date-time")]
+    status: Annotated[int | None, _said("What the receiver answered last; null where it did not.")]
+    words: Annotated[str, _said("Why that was no success.")]
+
+
+class DeadLetter(msgspec.Struct):
+    """An event that was given up."""
+
+    seq: Annotated[int, _said("Of its record in the journal.", minimum=1)]
+    attempts: Annotated[int, _said("Made so far.", minimum=1)]
+    since: Annotated[str, _said("The first one.", format="date-time")]
+    at: Annotated[str, _said("The last one.", format="date-time")]
+    status: Annotated[int | None, _said("What the receiver answered last; null where it did not.")]
+    words: Annotated[str, _said("Why that was no success.")]
+    retry: Annotated[bool, _said("It is about to be tried once more.")]
+
+
+class OutboxState(msgspec.Struct):
+    """How far alerts and their changes have come on their way to the webhook."""
+
+    status: Annotated[
+        Literal["off", "sending", "failing", "stopped"],
+        _said("`off`: there is no webhook. `stopped`: the receiver answered 410; until the next start."),
+    ]
+    receiver: Annotated[str, _said("Scheme, host and port; empty where there is none.")]
+    delivered_to: Annotated[int, _said("All events up to this number were delivered or are dead.", minimum=0)]
+    journal: Annotated[int, _said("Number of the journal's newest record.", minimum=0)]
+    waiting: Annotated[int, _said("Events that were neither delivered nor given up.", minimum=0)]
+    trying: Trying | None
+    dead_letters: Annotated[int, _said("How many there are.", minimum=0)]
+    dead: Annotated[list[DeadLetter], _said("The oldest 100.")]
 
 
 class UserEvent(msgspec.Struct):

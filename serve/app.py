@@ -42,7 +42,7 @@ DEFAULT_MAX_BODY_BYTES = 4 * 1024 * 1024
 _DISCARDED_BODIES = 16
 _DISCARD_BYTES = 256 * 1024
 
-_ID_PREFIXES = ("/v1/transactions/", "/v1/users/")
+_ID_PREFIXES = ("/v1/transactions/", "/v1/users/", "/v1/alerts/")
 _ID_SUFFIXES = ("/explanation",)
 _ID_PATH = re.compile(f"({'|'.join(_ID_PREFIXES)})(.+?)({'|'.join(_ID_SUFFIXES)})?", re.DOTALL)
 
@@ -88,6 +88,21 @@ class ServiceLike(Protocol):
 
     def user(self, user: str) -> bytes:
         """The recent events of a user with scores and decisions."""
+
+    def alerts(self, query: str) -> bytes:
+        """Some alerts by the parameters of a query string."""
+
+    def alert(self, transaction_id: str) -> bytes:
+        """An alert with its whole life."""
+
+    def change_alert(self, transaction_id: str, body: bytes, author: str) -> bytes:
+        """Change an alert's state -> the alert."""
+
+    def outbox(self) -> bytes:
+        """How far alerts have come on their way to the webhook."""
+
+    def settle_dead_letter(self, seq: str, body: bytes, author: str) -> bytes:
+        """Try an event that was given up once more, or let it go -> the outbox."""
 
     def model(self) -> bytes:
         """The bundle in force and the challengers in shadow."""
@@ -138,6 +153,27 @@ def create_app(
     @route("GET", "/v1/users/{user}")
     def user(request: Any, user: str) -> bytes:
         return service.user(_identifier(user))
+
+    @route("GET", "/v1/alerts")
+    def alerts(request: Any) -> bytes:
+        return service.alerts(request.env["QUERY_STRING"])
+
+    @route("GET", "/v1/alerts/{transaction_id}")
+    def alert(request: Any, transaction_id: str) -> bytes:
+        return service.alert(_identifier(transaction_id))
+
+    @route("POST", "/v1/alerts/{transaction_id}")
+    def change_alert(request: Any, transaction_id: str) -> bytes:
+        body = _read_json(request.env, max_body_bytes)
+        return service.change_alert(_identifier(transaction_id), body, _author(request))
+
+    @route("GET", "/v1/outbox")
+    def outbox(request: Any) -> bytes:
+        return service.outbox()
+
+    @route("POST", "/v1/outbox/dead/{seq}")
+    def settle_dead_letter(request: Any, seq: str) -> bytes:
+        return service.settle_dead_letter(seq, _read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/model")
     def model(request: Any) -> bytes:

@@ -225,6 +225,7 @@ def serve(
             inputs=given.input,
             fallback=given.fallback,
             identifier_key=key,
+            webhook=given.webhook,
         )
 
     code = serve_forever(make_service, server, door, given.overload, given.limits)

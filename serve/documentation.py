@@ -103,12 +103,11 @@ def _operation(method: str, path: str, operation: Json, document: Json) -> str:
     if body is not None:
         content = body["content"]["application/json"]
         parts += ["<h4>Body</h4>", _described(content["schema"], document)]
-    if "parameters" in operation:
-        places = " and the ".join(dict.fromkeys(p["in"] for p in operation["parameters"]))
-        parts.append(f"<h4>In the {places}</h4>")
-        parts.append(
-            _fields({p["name"]: {**p["schema"], "description": p["description"]} for p in operation["parameters"]})
-        )
+    for place, title in (("path", "In the path"), ("query", "Behind the question mark")):
+        parameters = [p for p in operation.get("parameters", []) if p["in"] == place]
+        if parameters:
+            parts.append(f"<h4>{title}</h4>")
+            parts.append(_fields({p["name"]: {**p["schema"], "description": p["description"]} for p in parameters}))
     parts += _examples(method, path, operation)
     parts.append("<h4>Answers</h4>")
     parts.append(_answers(operation["responses"], document["components"]["responses"]))
@@ -129,7 +128,8 @@ def _examples(method: str, path: str, operation: Json) -> list[str]:
     """A curl line per example of the body, or one."""
     filled = path
     for parameter in operation.get("parameters", []):
-        filled = filled.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
+        if parameter["in"] == "path":
+            filled = filled.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
     if "requestBody" not in operation:
         return ["<h4>Example</h4>", _pre(f'curl -s "$SEQFRAUD{filled}"')]
     verb = "" if method.upper() == "POST" else f" -X {method.upper()}"

@@ -16,6 +16,7 @@ import msgspec
 
 from seqfraud.errors import JournalError, RunError
 from seqfraud.files import replaced_file
+from serve.alertindex import INDEXES, TABLES, fold_alerts
 from serve.records import ActionRecord, LabelRecord, Note, Record, TransactionRecord
 
 _log = logging.getLogger(__name__)
@@ -216,10 +217,10 @@ def build_index(path: Path, batches: Iterable[Batch]) -> Index:
         try:
             db.execute("PRAGMA journal_mode=OFF")
             db.execute("PRAGMA synchronous=OFF")
-            db.executescript(_TABLES)
+            db.executescript(_TABLES + TABLES)
             for batch in batches:
                 _fold(db, batch)
-            db.executescript(_INDEXES)  # sorted once: far quicker than kept while rows come in
+            db.executescript(_INDEXES + INDEXES)  # sorted once: far quicker than kept while rows come in
             db.execute(f"PRAGMA user_version={VERSION}")
         finally:
             db.close()
@@ -255,6 +256,7 @@ def _fold(db: sqlite3.Connection, batch: Batch) -> None:
         db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?)", labels)
         db.executemany("INSERT INTO actions VALUES (?, ?, ?, ?, ?)", actions)
         db.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes)
+        fold_alerts(db, [record for record, _ in records])
         db.execute("INSERT OR REPLACE INTO folded VALUES (1, ?, ?, ?, ?)", batch.folded)
         db.execute("COMMIT")
     except BaseException:

@@ -138,13 +138,18 @@ class Journal:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._to_sync, self._to_fold, self._room = (threading.Condition(self._lock) for _ in range(3))
-        self._durable = threading.Condition()
+        self._durable, self._indexed = threading.Condition(), threading.Condition()
+        self.index_path = state / "journal.sqlite"
+        """For readers with connections of their own: it holds nothing but what was synced."""
+        self.after_fold: Callable[[], None] = lambda: None
+        """Called by the thread that folds, when the index has more."""
         with ExitStack() as opened:
             try:
                 self._open(state, disk, segment_bytes, opened)
             except (OSError, sqlite3.Error, BadFrameError) as error:
                 raise RunError(f"{state}: the journal cannot be opened: {error}") from error
             opened.pop_all()
+        self._indexed_seq = self._synced.seq
         self._syncing = threading.Thread(target=self._sync_again, name="journal-sync", daemon=True)
         self._folding = threading.Thread(target=self._fold_again, name="journal-fold", daemon=True)
         self._syncing.start()
@@ -237,11 +242,17 @@ class Journal:
             for record in records:
                 self._tail.add(record, position)
 
-    def append_action(self, record: ActionRecord) -> None:
-        """Add an action with the number after `last_seq`. JournalError."""
-        payload = encode_action(record)
+    def append_action(self, record: ActionRecord, labels: Sequence[LabelRecord] = ()) -> None:
+        """Add an action with the number after `last_seq`, and labels with the numbers after that, all or none.
+
+        Raises JournalError.
+        """
+        payload = encode_action(record, labels)
         with self._lock:
-            self._tail.add(record, self._append(record.seq, 1, payload))
+            position = self._append(record.seq, 1 + len(labels), payload)
+            self._tail.add(record, position)
+            for label in labels:
+                self._tail.add(label, position)
 
     def meta(self, key: str) -> str | None:
         """A setting kept in the journal."""
@@ -344,6 +355,8 @@ class Journal:
                 with self._durable:
                     self._sync_error = self._log.failed
                     self._durable.notify_all()
+                with self._indexed:
+                    self._indexed.notify_all()
                 with self._lock:
                     self._room.notify()
                 return
@@ -373,11 +386,17 @@ class Journal:
                 self._fold_error = str(error)
                 with self._lock:
                     self._room.notify()
+                with self._indexed:
+                    self._indexed.notify_all()
                 if self._closing.wait(RETRY_SECONDS):
                     return
                 continue
             self._fold_error = ""
             folded = end
+            with self._indexed:
+                self._indexed_seq = end.seq
+                self._indexed.notify_all()
+            self.after_fold()
             if len(self._tail.by_seq) < self._tail_records / 2:
                 self._closing.wait(self._fold_seconds)
 
@@ -391,6 +410,23 @@ class Journal:
             self._tail.notes = [(note, at) for note, at in self._tail.notes if at >= position]
             self._room.notify()
 
+    def wait_indexed(self, seq: int, seconds: float, before_waiting: Callable[[], None] = lambda: None) -> None:
+        """Return once the index has every record up to `seq`; for any thread.
+
+        `before_waiting` is called first where there is something to wait for. JournalError where the index cannot follow,
+        or not within so many seconds.
+        """
+        if self._indexed_seq > seq:
+            return
+        before_waiting()
+        with self._indexed:
+            done = self._indexed.wait_for(
+                lambda: self._indexed_seq > seq or bool(self._fold_error or self._sync_error), seconds
+            )
+            if self._indexed_seq <= seq:
+                reason = (self._fold_error or self._sync_error) if done else f"not within {seconds:g} s"
+                raise JournalError(f"the index falls behind: {reason}")
+
     # ---- looking up: the tail first, for what leaves it is in the index by then
 
     def transaction(self, identity: str) -> TransactionRecord | None:
@@ -399,7 +435,7 @@ class Journal:
         if record is None:
             position = self._index.position_of(identity)
             if position is not None:
-                return self._read(position)
+                return self.read(position)
         return record
 
     def transaction_at(self, seq: int) -> TransactionRecord:
@@ -409,7 +445,7 @@ class Journal:
             position = self._index.position_at(seq)
             if position is None:
                 raise KeyError(seq)
-            return self._read(position)
+            return self.read(position)
         if not isinstance(held[0], TransactionRecord):
             raise KeyError(seq)
         return held[0]
@@ -433,6 +469,10 @@ class Journal:
         held = self._tail.actions(kinds, after_seq)
         return _together(held, self._index.actions(kinds, after_seq))
 
+    def held_actions(self, kind: str) -> list[ActionRecord]:
+        """Actions of a kind that the index may not have yet, in order."""
+        return self._tail.actions((kind,), 0)
+
     def events_before(self, user: str, time: int) -> int:
         """Number of accepted transactions of a user at or before a time."""
         held = self._tail.transactions_of(user)
@@ -442,7 +482,7 @@ class Journal:
     def recent(self, user: str, limit: int) -> list[TransactionRecord]:
         """The newest transactions of a user by time, newest first."""
         held = {record.seq: record for record in self._tail.transactions_of(user)}
-        stored = (self._read(position) for position in self._index.newest_of(user, limit))
+        stored = (self.read(position) for position in self._index.newest_of(user, limit))
         found = {record.seq: record for record in stored} | held
         return sorted(found.values(), key=lambda record: (record.time, record.seq), reverse=True)[:limit]
 
@@ -457,7 +497,8 @@ class Journal:
         except (OSError, BadFrameError) as error:
             raise JournalError(f"the log cannot be read: {error}") from error
 
-    def _read(self, position: int) -> TransactionRecord:
+    def read(self, position: int) -> TransactionRecord:
+        """The transaction at a position of the log; for any thread. JournalError."""
         try:
             frame = self._log.read(position)
         except (OSError, BadFrameError) as error:

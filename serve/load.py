@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from seqfraud.errors import JournalError, RequestError, RunError
 from seqfraud.table import Transactions
+from serve.alerts import begin_backfill, end_backfill
 from serve.arrivals import Arrival, arrivals
 from serve.decoding import SaidLabel
 from serve.service import Service
@@ -31,6 +32,8 @@ def load(
 ) -> Loaded:
     """Post every transaction before `until` (ms) and the labels known by then, in arrival order; then a snapshot.
 
+    None of them becomes an alert: the journal notes from which record to which it was backfilled.
+
     A load that was interrupted can be run again: what is there already counts as duplicates.
 
     Raises:
@@ -38,7 +41,9 @@ def load(
         RunError: a group of records could not be stored. Memory is then ahead of the journal and the service abandoned.
     """
     try:
+        begin_backfill(service.journal)
         done = _load(service, table, until, progress)
+        end_backfill(service.journal)
     except JournalError as error:
         service.abandon()
         raise RunError(f"{error}; make room and load again") from error

@@ -16,7 +16,10 @@ from seqfraud.canonical import EARLIEST_MS, LATEST_MS, spell_time
 from seqfraud.config import DAY_MS, TimeUnit, format_instant, parse_instant
 from seqfraud.errors import RequestError
 from seqfraud.schema import Schema
+from serve.alerts import AlertQuery, ChangeAlert
 from serve.answers import (
+    AlertDetail,
+    AlertPage,
     Answer,
     Attribution,
     Explanation,
@@ -24,6 +27,7 @@ from serve.answers import (
     GivenLabel,
     LabelCounts,
     ModelInForce,
+    OutboxState,
     PastEvent,
     Reason,
     Refusal,
@@ -33,6 +37,7 @@ from serve.answers import (
 from serve.decoding import NO_CONTROL_CHARACTERS, Label, Limits, Transaction, TransactionDecoder, decode_labels
 from serve.desk import NAME
 from serve.keys import ADMIN, LABEL, OPEN, SCORE, Roles
+from serve.outbox import Settling
 from serve.rule_bodies import (
     MAX_ENTRIES,
     DraftPosted,
@@ -67,6 +72,7 @@ TAGS = {
     "Labels": "What turned out to be fraud, or honest.",
     "Looking": "What was answered, and by what.",
     "Rules": "Conditions and lists beside the model, for its owners.",
+    "Alerts": "What was not approved, and what people make of it.",
     "Operation": "For whoever runs the service.",
     "Description": "This description.",
 }
@@ -89,6 +95,8 @@ class Operation:
     refusals: tuple[int, ...] = ()
     revalidated: bool = False
     """Carries an ETag, so that asking again is cheap."""
+    query: type[msgspec.Struct] | None = None
+    """The parameters behind the question mark."""
 
 
 _POSTED = (400, 413, 415, 422, 503)
@@ -159,6 +167,61 @@ OPERATIONS: tuple[Operation, ...] = (
         "Newest first, each with its answer.",
         "UserHistory",
         refusals=(400, 404, 503),
+    ),
+    Operation(
+        "GET",
+        "/v1/alerts",
+        "listAlerts",
+        "Alerts",
+        "The queue of alerts",
+        "Every scored transaction that was not approved, but those that a backfill brought. Pages go by `next`: of the "
+        "alerts that were there at the first page each comes once, whatever is added meanwhile.",
+        "AlertPage",
+        refusals=(422, 503),
+        query=AlertQuery,
+    ),
+    Operation(
+        "GET",
+        "/v1/alerts/{transaction_id}",
+        "getAlert",
+        "Alerts",
+        "An alert with its whole life",
+        "As the queue shows it, and every change of its state.",
+        "AlertDetail",
+        refusals=(400, 404, 503),
+    ),
+    Operation(
+        "POST",
+        "/v1/alerts/{transaction_id}",
+        "changeAlert",
+        "Alerts",
+        "Take an alert up, or close it",
+        "`in_review` assigns it to the key that asks, `open` gives it back, `confirmed` and `dismissed` close it and say that "
+        "the transaction was fraud, or honest: a label by the source `analyst`, stored together with the change. A closed "
+        "alert goes to `in_review` again first. With `expected` it is refused where its state is another one. Asked again "
+        "by the same key in the same words it changes nothing.",
+        "AlertDetail",
+        refusals=(*_POSTED, 404, 409),
+    ),
+    Operation(
+        "GET",
+        "/v1/outbox",
+        "getOutbox",
+        "Alerts",
+        "What leaves for the webhook",
+        "How far delivery has come, the event whose turn it is, and those that were given up.",
+        "OutboxState",
+        refusals=(503,),
+    ),
+    Operation(
+        "POST",
+        "/v1/outbox/dead/{seq}",
+        "settleDeadLetter",
+        "Alerts",
+        "Try a dead letter again, or drop it",
+        "`retry` makes one more attempt before what waits; `drop` lets it go.",
+        "OutboxState",
+        refusals=(*_POSTED, 404),
     ),
     Operation(
         "GET",
@@ -341,6 +404,11 @@ ROLES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/transactions/{transaction_id}"): SCORE | LABEL,
     ("GET", "/v1/transactions/{transaction_id}/explanation"): LABEL,
     ("GET", "/v1/users/{user}"): LABEL,
+    ("GET", "/v1/alerts"): LABEL,
+    ("GET", "/v1/alerts/{transaction_id}"): LABEL,
+    ("POST", "/v1/alerts/{transaction_id}"): LABEL,
+    ("GET", "/v1/outbox"): ADMIN,
+    ("POST", "/v1/outbox/dead/{seq}"): ADMIN,
     ("GET", "/v1/model"): SCORE,
     ("GET", "/v1/rules"): ADMIN,
     ("POST", "/v1/rules/test"): ADMIN,
@@ -363,10 +431,12 @@ ROLES: dict[tuple[str, str], Roles] = {
 }
 """Which keys an operation takes, where the service has keys; the edge asks here too."""
 
-_PATH_PARAMETERS = {
-    "transaction_id": "A transaction's id as text. Percent-encoded UTF-8.",
-    "user": "A user's id as text. Percent-encoded UTF-8.",
-    "name": "The name of a rule or a list.",
+_TEXT: Json = {"type": "string", "minLength": 1}
+_PATH_PARAMETERS: dict[str, tuple[str, Json]] = {
+    "transaction_id": ("A transaction's id as text. Percent-encoded UTF-8.", _TEXT),
+    "user": ("A user's id as text. Percent-encoded UTF-8.", _TEXT),
+    "name": ("The name of a rule or a list.", {"type": "string", "pattern": NAME}),
+    "seq": ("Its number in the journal.", {"type": "integer", "minimum": 1, "maximum": 10**18 - 1}),
 }
 _OFFSET = {
     "name": "offset",
@@ -376,7 +446,9 @@ _OFFSET = {
     "example": 0,
     "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0},
 }
-_RULE_REQUESTS: dict[str, type[msgspec.Struct]] = {
+_BODIES: dict[str, type[msgspec.Struct]] = {
+    "changeAlert": ChangeAlert,
+    "settleDeadLetter": Settling,
     "putRule": RulePosted,
     "deleteRule": Why,
     "testRule": DraftPosted,
@@ -507,11 +579,13 @@ def _operation(
                 "name": name,
                 "in": "path",
                 "required": True,
-                "description": _PATH_PARAMETERS[name],
-                "schema": {"type": "string", **({"pattern": NAME} if name == "name" else {"minLength": 1})},
+                "description": _PATH_PARAMETERS[name][0],
+                "schema": _PATH_PARAMETERS[name][1],
                 "example": examples.in_path(name, operation.path),
             }
         ]
+    if operation.query is not None:
+        about["parameters"] = _query_parameters(operation.query)
     if operation.id == "getList":
         about["parameters"].append(_OFFSET)
     if operation.id in examples.requests:
@@ -531,11 +605,28 @@ def _operation(
     return about
 
 
+def _query_parameters(query: type[msgspec.Struct]) -> list[Json]:
+    """What may stand behind the question mark, all of it optional; that it may be left out is not "or null" there."""
+    _, schemas = msgspec.json.schema_components([query], ref_template=_REF)
+    parameters = []
+    for name, schema in schemas[query.__name__]["properties"].items():
+        default, description = schema.pop("default", None), schema.pop("description", "")
+        kind = next((k for k in schema.pop("anyOf", []) if k.get("type") != "null"), schema)
+        kind = {**schema, **kind} if kind is not schema else schema
+        description = description or kind.pop("description", "")
+        if "enum" in kind:
+            kind["enum"] = [value for value in kind["enum"] if value is not None]
+        if default is not None:
+            kind["default"] = default
+        parameters.append({"name": name, "in": "query", "required": False, "description": description, "schema": kind})
+    return parameters
+
+
 def _request_schema(operation_id: str, manifest: Manifest, limits: Limits) -> Json:
     if operation_id == "score":
         return _ref("Transaction")
-    if operation_id in _RULE_REQUESTS:
-        return _ref(_RULE_REQUESTS[operation_id].__name__)
+    if operation_id in _BODIES:
+        return _ref(_BODIES[operation_id].__name__)
     if operation_id == "scoreBatch":
         return {"type": "array", "maxItems": manifest.serve.max_batch, "items": _ref("Transaction")}
     return {"type": "array", "maxItems": limits.settings.max_labels, "items": _ref("Label")}
@@ -580,15 +671,21 @@ def _refusal(status: int, example: Json) -> Json:
 # ---- schemas
 
 
+_REF = "#/components/schemas/{name}"
+
+
 def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"$ref": _REF.format(name=name)}
 
 
 def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
-    requests = [decoder.posted, Label, *_RULE_REQUESTS.values()]
-    answers = [Answer, GivenAnswer, Explanation, LabelCounts, UserHistory, ModelInForce, State, Refusal, *_RULE_ANSWERS]
-    posted = {"Transaction", "Label", "EntryPosted", *(kind.__name__ for kind in _RULE_REQUESTS.values())}
-    _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template="#/components/schemas/{name}")
+    requests = [decoder.posted, Label, *_BODIES.values()]
+    answers = [
+        Answer, GivenAnswer, Explanation, LabelCounts, UserHistory, ModelInForce, State, Refusal, AlertPage, AlertDetail,
+        OutboxState, *_RULE_ANSWERS,
+    ]  # fmt: skip
+    posted = {"Transaction", "Label", "EntryPosted", *(kind.__name__ for kind in _BODIES.values())}
+    _, schemas = msgspec.json.schema_components([*requests, *answers], ref_template=_REF)
     for name, schema in schemas.items():
         if "description" in schema:
             schema["description"] = " ".join(schema["description"].split())
@@ -656,7 +753,7 @@ def _describe_label(fields: Json, limits: Limits) -> None:
 
 def _describe_rules(schemas: Json, manifest: Manifest, limits: Limits) -> None:
     """Says within which limits what is posted to rules and lists is taken."""
-    posted = [schemas[kind.__name__]["properties"] for kind in dict.fromkeys(_RULE_REQUESTS.values())]
+    posted = [schemas[kind.__name__]["properties"] for kind in dict.fromkeys(_BODIES.values())]
     control = "" if limits.settings.control_characters else NO_CONTROL_CHARACTERS[3:-3]
     why = f"^[^{control}]*[^{control} ][^{control}]*$" if control else "[^ ]"
     for fields in posted:
@@ -798,6 +895,14 @@ class _Examples:
                 "fraud": {"summary": "Known the day after", "value": [label]},
                 "now": {"summary": "Known now", "value": [{"transaction_id": transaction.id, "is_fraud": False}]},
             },
+            "changeAlert": {
+                "take": {"summary": "Take it up", "value": {"state": "in_review"}},
+                "confirm": {
+                    "summary": "It was fraud",
+                    "value": {"state": "confirmed", "note": "the card was stolen", "expected": "in_review"},
+                },
+            },
+            "settleDeadLetter": {"retry": {"summary": "Once more", "value": {"action": "retry"}}},
         }
         self.requests |= _rule_requests(manifest.schema)
         second = msgspec.to_builtins(_example_answer(self._posted["least"], bundle, decoder)) | {"history": 1}
@@ -813,8 +918,10 @@ class _Examples:
             "isReady": {"status": "ready"},
         }
 
-    def in_path(self, parameter: str, path: str) -> str:
+    def in_path(self, parameter: str, path: str) -> str | int:
         """An identifier of the examples."""
+        if parameter == "seq":
+            return 1
         if parameter == "name":
             return "stolen" if path.startswith("/v1/lists") else "likely"
         return self._user if parameter == "user" else self._transaction

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -75,13 +76,16 @@ def encode_transaction(r: TransactionRecord) -> bytes:
 
 def encode_labels(records: Sequence[LabelRecord]) -> bytes:
     """Payload of the frame of labels that are stored together; the first one's sequence number is the frame's."""
-    labels = [(r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in records]
-    return _encode((LABELS, labels))
+    return _encode((LABELS, _plain(records)))
 
 
-def encode_action(r: ActionRecord) -> bytes:
-    """Payload of an action's frame; its sequence number is the frame's."""
-    return _encode((ACTION, r.kind, r.at, r.author, r.body))
+def encode_action(r: ActionRecord, labels: Sequence[LabelRecord] = ()) -> bytes:
+    """Payload of the frame of an action, whose sequence number is the frame's, and of the labels that come with it."""
+    return _encode((ACTION, r.kind, r.at, r.author, r.body, *([_plain(labels)] if labels else [])))
+
+
+def _plain(labels: Sequence[LabelRecord]) -> list[tuple[object, ...]]:
+    return [(r.transaction_id, r.is_fraud, r.known_at, r.said_at, r.source, r.author) for r in labels]
 
 
 def encode_note(note: Note) -> bytes:
@@ -95,7 +99,11 @@ def decode_records(seq: int, payload: bytes) -> Sequence[Record | Note]:
     if kind == TRANSACTION:
         return (TransactionRecord(seq, *fields),)
     if kind == LABELS:
-        return [LabelRecord(seq + i, *label) for i, label in enumerate(fields[0])]
+        return _labels(seq, fields[0])
     if kind == ACTION:
-        return (ActionRecord(seq, *fields),)
+        return (ActionRecord(seq, *fields[:4]), *(label for labels in fields[4:] for label in _labels(seq + 1, labels)))
     return (Note(*fields),)
+
+
+def _labels(seq: int, plain: list[list[Any]]) -> list[LabelRecord]:
+    return [LabelRecord(seq + i, *label) for i, label in enumerate(plain)]

@@ -27,6 +27,8 @@ from seqfraud.config import format_instant
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.identifiers import Identifiers
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
+from serve.alertindex import ALERT
+from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
@@ -37,10 +39,12 @@ from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.memory import Memory
+from serve.outbox import OUTBOX, Outbox, decode_settling, nothing_sent, unknown_dead_letter
 from serve.reasons import COMBINATION, Explainer, Situation
 from serve.records import ANONYMOUS, Record
 from serve.rulebook import KINDS, RuleBook
 from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
+from serve.webhook import WebhookSettings
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +110,7 @@ class Service:
         fallback: FallbackSettings = REFUSE,
         identifier_key: Path | None = None,
         inputs: InputSettings | None = None,
+        webhook: WebhookSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -120,6 +125,7 @@ class Service:
             identifier_key: file of the key that identifiers are hashed with; None: one in the state folder, which is
                 made if no record was hashed yet.
             inputs: limits of what a client may send, `[input]`; its defaults where None.
+            webhook: where alerts go, if anywhere.
         """
         self.bundle = bundle
         self._clock = clock
@@ -162,17 +168,30 @@ class Service:
                 require_fields(seen, bundle, state)
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
             self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
+            self._alerts = Alerts(self._journal, self._identifiers, manifest.schema)
+            opened.callback(self._alerts.close)
+            self._outbox = None if webhook is None else self._open_outbox(webhook, opened)
             self._rebuild()
             self.rules = RuleBook(manifest, self._identifiers)
             self.follow(KINDS, self.rules.fold)
             opened.pop_all()
         self.desk = Desk(self, self.rules, bundle, self._identifiers, self._limits, self.decoder, state)
+        if self._outbox is not None:
+            self._outbox.start()
         _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
 
     # ---- start and stop
+
+    def _open_outbox(self, webhook: WebhookSettings, opened: ExitStack) -> Outbox:
+        events = Events(self._journal, self.bundle.manifest.schema.amount)
+        opened.callback(events.close)
+        outbox = Outbox(self._state, webhook, events, self._journal.last_seq)
+        opened.callback(outbox.stop)
+        self._journal.after_fold = outbox.wake
+        return outbox
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
@@ -227,6 +246,9 @@ class Service:
             if not self._ready:
                 return
             self._ready = False  # a snapshot that is being taken gets no name any more
+            if self._outbox is not None:
+                self._outbox.stop()
+            self._alerts.close()
             self._journal.close()
             _log.info("%s at the end", _head_words(self._journal.head))
         self._stop_snapshots()
@@ -558,9 +580,18 @@ class Service:
             return counts
 
     def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
+        counts, records = self._new_labels(labels, author, self._journal.last_seq + 1)
+        self._journal.append_labels(records)
+        return counts, records
+
+    def _new_labels(self, labels: list[SaidLabel], author: str, first: int) -> tuple[dict[str, int], list[LabelRecord]]:
+        """What labels of stored ids are to what was said before, and the records of those that say something new.
+
+        Args:
+            first: sequence number of the first record.
+        """
         counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
         now = self._clock()
-        seq = self._journal.last_seq
         records: list[LabelRecord] = []
         newest: dict[str, bool] = {}
         for label in labels:
@@ -578,10 +609,9 @@ class Service:
             else:
                 counts["new" if before is None else "changed"] += 1
             newest[identity] = label.is_fraud
-            seq += 1
             known_at = now if label.known_at is None else label.known_at
+            seq = first + len(records)
             records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
-        self._journal.append_labels(records)
         return counts, records
 
     # ---- actions
@@ -629,6 +659,64 @@ class Service:
     def reading(self) -> threading.RLock:
         """What is held while the rule book is read."""
         return self._lock
+
+    # ---- alerts
+
+    def alerts(self, query: str) -> bytes:
+        """Some alerts by the parameters of a query string. Raises RequestError."""
+        with _readable():
+            return self._encode(self._alerts.page(query, self.before_waiting))
+
+    def alert(self, transaction_id: str) -> bytes:
+        """An alert with its whole life. Raises RequestError 404."""
+        with self._lock, _readable():
+            return self._encode(self._alerts.detail(transaction_id))
+
+    def change_alert(self, transaction_id: str, body: bytes, author: str) -> bytes:
+        """Change an alert's state -> the alert. Closing it says what its transaction was, in one frame of the journal.
+
+        Raises RequestError.
+        """
+        asked = decode_change(body)
+        with self._lock:
+            self._require_ready()
+            self.check_deadline()
+            try:
+                action = self._alerts.decide(transaction_id, asked, author)
+                if action is not None:
+                    seq, now = self._journal.last_seq + 1, self._clock()
+                    fraud = SAYS.get(asked.state)
+                    said = [] if fraud is None else [SaidLabel(action.transaction_id, fraud, None, ANALYST)]
+                    _, labels = self._new_labels(said, author, seq + 1)
+                    record = ActionRecord(seq, ALERT, now, author, self._encode(action))
+                    self._journal.append_action(record, labels)
+                    for label in labels:
+                        self._memory.hear(label)
+                answer = self._encode(self._alerts.detail(transaction_id))
+                last = self._journal.last_seq
+            except JournalError as error:
+                _log.error("journal: %s", error)
+                raise RequestError(503, STORAGE, "the alert could not be changed; nothing changed") from None
+        self._wait_durable(last)
+        return answer
+
+    def outbox(self) -> bytes:
+        """How far alerts have come on their way to the webhook."""
+        last = self._journal.last_seq
+        with _readable():
+            return self._encode(nothing_sent(last) if self._outbox is None else self._outbox.state(last))
+
+    def settle_dead_letter(self, seq: str, body: bytes, author: str) -> bytes:
+        """Try a dead letter once more, or let it go -> the outbox. Raises RequestError."""
+        action = decode_settling(body)
+        outbox = self._outbox
+        if outbox is None:
+            raise unknown_dead_letter()
+        with _readable():
+            number = outbox.require_dead(seq)
+            self.act(OUTBOX, author, self._encode({"seq": number, "action": action}))
+            outbox.settle(number, action)
+        return self.outbox()
 
     # ---- looking
 

@@ -18,6 +18,7 @@ from serve.logs import LogSettings
 from serve.overload import OverloadSettings
 from serve.server import ServerSettings
 from serve.tls import TlsSettings
+from serve.webhook import WebhookSettings
 
 __all__ = ["IdentifierSettings", "Settings", "load_settings"]
 
@@ -60,6 +61,7 @@ class Settings:
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
     input: InputSettings = field(default_factory=InputSettings)
+    webhook: WebhookSettings | None = None
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -1,6 +1,9 @@
 """Real processes for the tests of the edge: a service, a certificate, and tools that may be missing."""
 
+import base64
 import datetime
+import hashlib
+import hmac
 import ipaddress
 import json
 import os
@@ -8,10 +11,14 @@ import random
 import select
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +145,153 @@ def tool() -> Callable[[str, str], str]:
         pytest.skip(words)
 
     return find
+
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwc0JzT2bsVkE="
+
+
+@dataclass(frozen=True)
+class Message:
+    """What came to a receiver; `valid` by the few lines that anybody would write."""
+
+    id: str
+    timestamp: int
+    body: bytes
+    headers: dict[str, str]
+    path: str
+
+    @property
+    def valid(self) -> bool:
+        signed = f"{self.id}.{self.timestamp}.".encode() + self.body
+        digest = hmac.new(base64.b64decode(SECRET.removeprefix("whsec_")), signed, hashlib.sha256).digest()
+        return f"v1,{base64.b64encode(digest).decode()}" in self.headers["webhook-signature"].split(" ")
+
+    @property
+    def content(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def seq(self) -> int:
+        seq: int = self.content["seq"]
+        return seq
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a receiver does with a message: after a pause it answers, all at once or a byte every `drip` seconds."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    pause: float = 0.0
+    drip: float = 0.0
+
+
+class Receiver:
+    """A webhook's receiver in threads of its own, which can fail in every way."""
+
+    def __init__(self, certificate: Certificate | None = None) -> None:
+        self.reply: Callable[[Message], Reply] = lambda _: Reply()
+        self.got: list[Message] = []
+        self.taken: list[Message] = []
+        """Those that were answered 2xx."""
+        self.connections = 0
+        self._certificate = certificate
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"{'http' if self._certificate is None else 'https'}://localhost:{self._port}/hook?token=hunter2"
+
+    def start(self) -> None:
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                receiver.connections += 1
+
+            def do_POST(self) -> None:
+                receiver._answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_address[1]
+        if self._certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._certificate.certificate, self._certificate.key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections, until it is started again at the same address."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers["content-length"]))
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        message = Message(headers["webhook-id"], int(headers["webhook-timestamp"]), body, headers, handler.path)
+        self.got.append(message)
+        reply = self.reply(message)
+        time.sleep(reply.pause)
+        head = f"HTTP/1.1 {reply.status} x\r\ncontent-length: 0\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items()) + "\r\n"
+        for piece in head if reply.drip else [head]:
+            handler.wfile.write(piece.encode())
+            time.sleep(reply.drip)
+        if 200 <= reply.status < 300:
+            self.taken.append(message)
+
+    def wait(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+        """Until it holds; an assertion after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, [(m.id, m.headers) for m in self.got]
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    one = Receiver()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def tls_receiver(certificate: Certificate) -> Iterator[Receiver]:
+    one = Receiver(certificate)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def reply() -> type[Reply]:
+    """The type of what a receiver does."""
+    return Reply
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    """The secret that a receiver verifies with."""
+    file = tmp_path / "webhook.secret"
+    file.touch(0o600)
+    file.write_text(f"{SECRET}\n")
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -410,7 +410,7 @@ def test_an_index_that_is_not_what_it_should_be_is_made_from_the_log(tmp_path, w
     journal = Journal(tmp_path)
     records = fill(journal)
     journal.close()
-    tables = ("transactions", "labels", "notes", "folded")
+    tables = ("transactions", "labels", "notes", "folded", "alerts", "alert_reasons")
     before = [query(tmp_path, f"SELECT * FROM {table}") for table in tables]
     change(tmp_path, what)
     journal = Journal(tmp_path)
@@ -420,7 +420,7 @@ def test_an_index_that_is_not_what_it_should_be_is_made_from_the_log(tmp_path, w
     journal.close()
     assert [query(tmp_path, f"SELECT * FROM {table}") for table in tables] == before
     assert query(tmp_path, "PRAGMA user_version") == [(3,)]
-    assert len(query(tmp_path, "SELECT 1 FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")) == 4
+    assert len(query(tmp_path, "SELECT 1 FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")) == 9
 
 
 def test_an_index_ahead_of_the_log_loses_what_it_has_more(tmp_path, caplog):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, cast
@@ -322,6 +323,11 @@ ROUTES = [
     ("HEAD", "/v1/transactions/1", "transaction", {"score", "label", "admin"}),
     ("GET", "/v1/transactions/1/explanation", "explanation", {"label", "admin"}),
     ("GET", "/v1/users/1", "user", {"label", "admin"}),
+    ("GET", "/v1/alerts", "alerts", {"label", "admin"}),
+    ("GET", "/v1/alerts/1", "alert", {"label", "admin"}),
+    ("POST", "/v1/alerts/1", "change_alert", {"label", "admin"}),
+    ("GET", "/v1/outbox", "outbox", {"admin"}),
+    ("POST", "/v1/outbox/dead/1", "settle_dead_letter", {"admin"}),
     ("GET", "/v1/model", "model", {"score", "admin"}),
     ("GET", "/v1/rules", "rules", {"admin"}),
     ("POST", "/v1/rules/test", "test_rule", {"admin"}),
@@ -402,10 +408,11 @@ def test_the_routes_of_the_app_are_all_in_this_table() -> None:
     finally:
         hug.API = real
     urls = {url for urls in made[0].http.routes.values() for url in urls}
+    names = {"transactions": "transaction_id", "users": "user", "alerts": "transaction_id", "dead": "seq"}
     assert urls == {
-        path.replace("transactions/1", "transactions/{transaction_id}")
-        .replace("users/1", "users/{user}")
-        .replace("/a", "/{name}")
+        re.sub(
+            r"/a(?=/|$)", "/{name}", re.sub(r"(\w+)/1(?=/|$)", lambda found: f"{found[1]}/{{{names[found[1]]}}}", path)
+        )
         for _, path, *_ in ROUTES
     }
 

@@ -1,6 +1,7 @@
 """A file as the service meets it: which label is said when, and a backfill that live traffic goes on from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,19 @@ def test_a_replay_sends_no_more_labels_at_once_than_a_service_takes(history, mon
     assert done.labels == sum(sizes[0]) == sum(sizes[1])
     labels = [[label for path, content in r.sent if path == "/v1/labels" for label in content] for r in (whole, pieces)]
     assert labels[0] == labels[1]
+
+
+def test_what_is_loaded_makes_no_alerts(cards, history, tmp_path):
+    """However often, and in how many parts; what comes live afterwards does."""
+    with Service(cards, tmp_path / "state") as service:
+        service._thresholds = replace(service._thresholds, review=0.0)
+        half = int(history.time[150])
+        load(service, history, half)
+        last = service.journal.last_seq
+        load(service, history)
+        assert json.loads(service.alerts(""))["alerts"] == []
+        assert json.loads(service.journal.meta("backfills") or "") == [[0, service.journal.last_seq]]
+        assert service.journal.last_seq > last
+        row = {"id": "live", "user": "ann", "time": int(history.time[-1]) + 1, "amount": 5}
+        service.score(json.dumps(row).encode())
+        assert [a["transaction_id"] for a in json.loads(service.alerts(""))["alerts"]] == ["live"]
