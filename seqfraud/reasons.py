@@ -300,7 +300,8 @@ class Replacements:
         hour, code, text = self._typical_hour, "", ""
         if len(phases) >= FEWEST_HOURS:
             hour = _busiest([p // HOUR_MS for p in phases])
-            near = sum(_hours_apart(p, phase) <= NEAR_HOURS for p in phases)
+            apart = [abs(p - phase) for p in phases]
+            near = sum([min(a, DAY_MS - a) <= NEAR_HOURS * HOUR_MS for a in apart])
             if near <= RARE * len(phases):
                 code = "unusual_hour"
                 text = f"{near} of this user's last {len(phases)} transactions were within {NEAR_HOURS} hours of {_clock(phase)} UTC"
@@ -440,11 +441,6 @@ def _busiest(hours: list[int]) -> int:
     """The hour of the day with the most events in it and beside it."""
     counts = Counter(hours)
     return max(range(24), key=lambda h: 2 * counts[h] + counts[(h - 1) % 24] + counts[(h + 1) % 24])
-
-
-def _hours_apart(a: int, b: int) -> float:
-    apart = abs(a - b)
-    return min(apart, DAY_MS - apart) / HOUR_MS
 
 
 def _km(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

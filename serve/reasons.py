@@ -148,9 +148,7 @@ class Explainer:
                 before = past.states[0][1] if left is None else self._states_without(past, left)
                 for s in spec.states:
                     if not (change.forgotten and s.name in (LAST_TIME, LAST_PLACE)):
-                        np.moveaxis(states[s.name], s.batch_axis, 0)[rows] = np.moveaxis(
-                            before[s.name], s.batch_axis, 0
-                        )
+                        states[s.name][(slice(None),) * s.batch_axis + (rows,)] = before[s.name]
             if change.at:
                 values[rows[:, None], change.at] = change.put
             if change.category is not None:

@@ -133,7 +133,7 @@ def test_every_kind_of_model_explains_whatever_comes(name, request, fresh, every
     codes = set()
     for n, row in enumerate(walk(2, 60)):
         time = (
-            f"2020-09-01T{n % 24:02d}:{n % 60:02d}:00Z"
+            f"2020-09-{1 + n // 24:02d}T{n % 24:02d}:00:00Z"
             if name == "rich"
             else row["time"] // (1000 if name == "plain" else 1)
         )
