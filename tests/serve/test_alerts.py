@@ -33,7 +33,7 @@ ROW = {"id": "t1", "user": "ann", "time": START, "amount": 20.0, "kind": "food",
 
 def strict(service: Service) -> Service:
     """Everything is reviewed, nothing declined."""
-    service._thresholds = replace(service._thresholds, review=0.0, decline=1.01)
+    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0, decline=1.01))
     return service
 
 
@@ -86,7 +86,7 @@ def test_what_is_not_approved_is_an_alert_at_once(strict_service, cards):
 
 
 def test_what_is_approved_is_none(service):
-    service._thresholds = replace(service._thresholds, review=1.01, decline=1.01)
+    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=1.01, decline=1.01))
     score(service)
     assert asked(service) == []
     assert refusal(service.alert, "t1") == (404, "unknown_alert", "")

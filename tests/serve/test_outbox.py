@@ -330,7 +330,7 @@ def test_an_outage_is_one_line_and_none_shows_the_secret_or_the_path(receiver, r
 
 
 def strict(service: Service) -> Service:
-    service._thresholds = replace(service._thresholds, review=0.0, decline=1.01)
+    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0, decline=1.01))
     return service
 
 
