@@ -23,7 +23,7 @@ from benchmarks.drawn import KINDS, drawn_bundle
 from benchmarks.processes import write_result
 from seqfraud.bundle import Bundle
 from seqfraud.config import parse_config
-from seqfraud.policy import NEVER, Thresholds
+from seqfraud.policy import NEVER, Policy, Thresholds
 from serve.reasons import Situation
 from serve.service import Service
 
@@ -85,7 +85,7 @@ def one_round(bundle: Bundle, folder: Path, posted: list[bytes]) -> tuple[dict[s
     services = {}
     for name, review in states.items():
         thresholds = Thresholds(is_fraud=0.6, review=review, decline=NEVER)
-        asked = replace(bundle, manifest=replace(bundle.manifest, thresholds=thresholds))
+        asked = replace(bundle, manifest=replace(bundle.manifest, policy=Policy(thresholds)))
         services[name] = Service(asked, folder / name, snapshot_every=None)
     services["without_reasons"]._explainer.reasons = lambda situation: []  # type: ignore[method-assign]
     seconds: dict[str, list[float]] = {name: [] for name in services}

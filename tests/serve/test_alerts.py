@@ -79,7 +79,7 @@ def test_what_is_not_approved_is_an_alert_at_once(strict_service, cards):
     probability = answer["fraud_probability"]
     assert seen == {
         "transaction_id": "t1", "seq": 1, "user": "ann", "time": "2020-09-13T12:26:40Z", "decision": "review",
-        "fraud_probability": probability, "amount": 20.0, "risk": probability * 20.0, "reasons": [], "model": cards.id,
+        "fraud_probability": probability, "amount": 20.0, "risk": probability * 20.0, "reasons": answer["reasons"], "model": cards.id,
         "state": "open", "assigned_to": None, "author": None, "note": "", "changed_at": None, "label": None,
     }  # fmt: skip
     assert alert(strict_service) == {**seen, "changes": []}

@@ -19,7 +19,7 @@ import pytest
 import serve.reasons
 from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
-from seqfraud.policy import Thresholds
+from seqfraud.policy import Policy, Thresholds
 from serve.reasons import NOTICEABLE
 from serve.service import Service
 
@@ -46,7 +46,7 @@ def explain(service: Service, identity: str) -> dict[str, Any]:
 
 def suspicious(bundle: Bundle) -> Bundle:
     """The same bundle, but nothing is approved."""
-    return replace(bundle, manifest=replace(bundle.manifest, thresholds=Thresholds(0.6, 0.0, 1.01)))
+    return replace(bundle, manifest=replace(bundle.manifest, policy=Policy(Thresholds(0.6, 0.0, 1.01))))
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_graph_that_fails_for_reasons_changes_nothing(cards, fresh, memory_of,
 
 
 def test_what_is_approved_costs_nothing(cards, fresh, monkeypatch):
-    approving = replace(cards, manifest=replace(cards.manifest, thresholds=Thresholds(0.6, 1.01, 1.01)))
+    approving = replace(cards, manifest=replace(cards.manifest, policy=Policy(Thresholds(0.6, 1.01, 1.01))))
     service = fresh(approving)
     for name in ("reasons", "_changes"):
         monkeypatch.setattr(service._explainer, name, lambda *_: 1 / 0)

@@ -63,7 +63,7 @@ def test_every_decision_comes_out_again_while_the_service_runs(cards, tmp_path: 
     service = Service(cards, tmp_path, clock=lambda: START)
     for part in range(3):
         live(service, seed + 10 * part, 60, first=60 * part)
-        service.act("rule", "key-1", b"{}")
+        service.act("note", "key-1", b"{}")
         service.close() if part == 1 else crash(service)
         service = Service(cards, tmp_path, clock=lambda: START)
     with service:
@@ -97,7 +97,7 @@ FORGED: dict[str, tuple[Callable[[Record], Record | None], Sequence[str]]] = {
         ("fraud_probability",),
     ),
     "the decision": (lambda r: other_decision(r) if is_target(r) else r, ("decision",)),
-    "the reasons": (lambda r: changed_answer(r, reasons=["because"]) if is_target(r) else r, ("reasons",)),
+    "the reasons": (lambda r: changed_answer(r, reasons=[{"code": "because", "text": "because", "contribution": 1.0}]) if is_target(r) else r, ("reasons",)),
     "its amount": (lambda r: changed_row(r, amount=9000.0) if is_target(r) else r, ("fraud_probability",)),
     "an amount before": (lambda r: changed_row(r, amount=9000.0) if getattr(r, "id", "") == "t2" else r, ("context",)),
     "a transaction before": (lambda r: None if getattr(r, "id", "") == "t2" else r, ("history", "context")),
@@ -163,14 +163,14 @@ def test_another_bundle_decided(cards, cards_toml, make_bundle, tmp_path: Path):
 
 def test_the_actions_before_are_known_and_those_after_are_not(cards, tmp_path: Path, monkeypatch):
     with Service(cards, tmp_path, clock=lambda: START) as service:
-        before = [service.act("rule", "key-1", b'{"n":1}'), service.act("alert", "key-2", b'{"n":2}')]
+        before = [service.act("note", "key-1", b'{"n":1}'), service.act("word", "key-2", b'{"n":2}')]
         score(service)
-        service.act("rule", "key-1", b'{"n":3}')
+        service.act("note", "key-1", b'{"n":3}')
     seen: list[ActionRecord] = []
     real = Service.judge_again
 
     def look(service: Service, record: TransactionRecord) -> Any:
-        seen.extend(service.journal.actions(("rule", "alert")))
+        seen.extend(service.journal.actions(("note", "word")))
         return real(service, record)
 
     monkeypatch.setattr(Service, "judge_again", look)
