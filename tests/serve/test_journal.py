@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from seqfraud.cli import main
 from seqfraud.errors import JournalError, RunError
 from serve.journal import ActionRecord, Journal, LabelRecord, TransactionRecord
-from serve.log import Disk
+from serve.log import HEADER_BYTES, Disk
 from serve.records import Record
 from serve.service import lock_folder
 
@@ -624,20 +624,20 @@ def repair(state: Path, *args: str, capsys: pytest.CaptureFixture[str]) -> tuple
 
 
 def test_repair_gives_up_what_is_told_to(tmp_path, capsys):
-    journal = Journal(tmp_path, segment_bytes=400)
+    journal = Journal(tmp_path, segment_bytes=600)
     records = fill(journal, 30)
     journal.close()
     assert repair(tmp_path, capsys=capsys) == (0, f"{tmp_path / 'journal'} is whole: 30 records in 4 files\n")
     file = sorted((tmp_path / "journal").glob("*.log"))[1]
     data = bytearray(file.read_bytes())
-    data[60] ^= 1
+    data[HEADER_BYTES + 20] ^= 1
     file.write_bytes(data)
     last = int(file.stem) - 1
     for seq in (last - 1, last, last + 1, 30):
         (tmp_path / f"snapshot-{seq:015d}.bin").write_bytes(b"")
     code, words = repair(tmp_path, capsys=capsys)
     assert code == 1
-    assert words.startswith(f"{file}, byte 40, after record {last}: the checksum of a record is wrong")
+    assert words.startswith(f"{file}, byte {HEADER_BYTES}, after record {last}: the checksum of a record is wrong")
     assert "--cut" in words
     with pytest.raises(RunError, match="the journal is damaged"):
         Journal(tmp_path)

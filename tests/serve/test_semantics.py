@@ -54,6 +54,10 @@ RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 # ---- the reference
 
 
+Effect = tuple[int, bool, tuple[float, float]]
+"""A label: time of the transaction, fraud, its ratios."""
+
+
 @dataclass
 class Event:
     """One accepted transaction."""
@@ -61,8 +65,8 @@ class Event:
     row: dict[str, Any]
     answer: dict[str, Any]
     context: list[float]
-    ratio: float
-    """Of the amount to the user's habit before, in whole 65536ths; 1 where that is unknown."""
+    ratios: tuple[float, float]
+    """Of the amount, and of the mean amount of late, to the user's habit before, in whole 65536ths; 1 where unknown."""
     label: bool | None = None
     """In effect so far."""
     silence_is_over: bool = False
@@ -90,8 +94,8 @@ class Reference:
     graph: SequenceGraph
     events: list[Event] = field(default_factory=list)
     said: list[Said] = field(default_factory=list)
-    effects: dict[tuple[str, str], list[tuple[int, bool, float]]] = field(default_factory=dict)
-    """Per entity the labels in force in the order in which they took effect: time of the transaction, fraud, ratio."""
+    effects: dict[tuple[str, str], list[Effect]] = field(default_factory=dict)
+    """Per entity the labels in force in the order in which they took effect."""
 
     def score(self, row: dict[str, Any]) -> dict[str, Any]:
         for event in self.events:
@@ -103,8 +107,9 @@ class Reference:
         dropped, ring = self.history(row["user"])
         too_late = bool(dropped) and row["time"] < dropped[-1].time
         before = dropped if too_late else dropped + [e for e in ring if e.time <= row["time"]]
-        ratio = self.habit(row, "user")
-        event = Event(row, {}, self.context(row), 1.0 if ratio == -1 else round(ratio * 65536) / 65536)
+        ratios = self.habit(row, "user"), self.habit({**row, "amount": self.lately(row)}, "user")
+        own, late = (1.0 if ratio == -1 else round(ratio * 65536) / 65536 for ratio in ratios)
+        event = Event(row, {}, self.context(row), (own, late))
         mine = [e for e in self.events if e.row["user"] == row["user"]]
         probability = self.probability([*before, event])
         policy = self.bundle.manifest.policy
@@ -172,11 +177,11 @@ class Reference:
             for column in COLUMNS:
                 if event.row.get(column) is not None:
                     told = self.effects.setdefault((column, event.row[column]), [])
-                    ratio = event.ratio
+                    ratios = event.ratios
                     if event.label is not None:  # a correction: of those that are alike, the last is taken out
                         alike = [i for i, e in enumerate(told) if e[:2] == (event.time, event.label)]
-                        ratio = told.pop(alike[-1])[2]
-                    told.append((event.time, fraud, ratio))
+                        ratios = told.pop(alike[-1])[2]
+                    told.append((event.time, fraud, ratios))
             event.label = fraud
 
     def context(self, row: dict[str, Any]) -> list[float]:
@@ -198,7 +203,7 @@ class Reference:
             told = [] if value is None else self.effects.get((column, value), [])
             began, length, fraud_at, honest_at, least = self.run(told)
             ages = [-1.0 if t is None else (now - t) / DAY_MS for t in (began, fraud_at, honest_at)]
-            numbers += [ages[0], length, *ages[1:], least]
+            numbers += [ages[0], length, *ages[1:], *least]
         return numbers
 
     def of(self, row: dict[str, Any], column: str) -> tuple[str | None, list[Event], int]:
@@ -214,19 +219,27 @@ class Reference:
         total = sum(w * e.row["amount"] for w, e in zip(weights, mine, strict=True))
         return row["amount"] * sum(weights) / total if mine else -1.0
 
-    def run(self, effects: list[tuple[int, bool, float]]) -> tuple[int | None, int, int | None, int | None, float]:
+    def lately(self, row: dict[str, Any]) -> float:
+        """The mean amount of the user by the shortest half-life, the row's counted."""
+        _, mine, now = self.of(row, "user")
+        weights = [2.0 ** ((e.time - now) / min(HALF_LIVES)) for e in mine]
+        total = sum(w * e.row["amount"] for w, e in zip(weights, mine, strict=True))
+        return (total + row["amount"]) / (sum(weights) + 1)
+
+    def run(self, effects: list[Effect]) -> tuple[int | None, int, int | None, int | None, tuple[float, float]]:
         """When the run of known frauds began, its length, the newest known fraud, the newest known honest one, and the
-        least ratio of the run."""
+        least ratios of the run."""
         began = fraud_at = honest_at = None
-        length, least = 0, -1.0
-        for time, fraud, ratio in effects:
+        length, least = 0, (-1.0, -1.0)
+        for time, fraud, ratios in effects:
             if not fraud:
                 honest_at = time if honest_at is None else max(honest_at, time)
                 continue
             if began is None or (honest_at is not None and fraud_at is not None and honest_at > fraud_at):
-                began, length, least = time, 1, ratio
+                began, length, least = time, 1, ratios
             else:
-                began, length, least = min(began, time), length + 1, min(least, ratio)
+                began, length = min(began, time), length + 1
+                least = min(least[0], ratios[0]), min(least[1], ratios[1])
             fraud_at = time if fraud_at is None else max(fraud_at, time)
         return began, length, fraud_at, honest_at, least
 

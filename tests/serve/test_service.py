@@ -68,8 +68,10 @@ def followed(service: Service, *kinds: str) -> list[ActionRecord]:
 
 def test_an_answer_has_the_names_of_the_contract(service, cards):
     answer = score(service)
-    probability = answer.pop("fraud_probability")
+    probability, reasons = answer.pop("fraud_probability"), answer.pop("reasons")
     assert 0 < probability < 1
+    assert bool(reasons) == (answer["decision"] != "approve")
+    assert all(list(reason) == ["code", "text", "contribution"] for reason in reasons)
     thresholds = cards.manifest.thresholds
     assert answer == {
         "transaction_id": "t1",
@@ -79,7 +81,6 @@ def test_an_answer_has_the_names_of_the_contract(service, cards):
         else "review"
         if probability >= thresholds.review
         else "approve",
-        "reasons": [],
         "model": cards.id,
         "history": 0,
         "late": False,
@@ -543,19 +544,19 @@ def test_threads_share_one_sequence(cards, tmp_path, memory_of, crash):
 @pytest.mark.parametrize("end", ["close", "crash"])
 def test_whoever_follows_a_kind_gets_its_actions_each_once_live_and_at_the_next_start(cards, tmp_path, crash, end):
     service = Service(cards, tmp_path, clock=lambda: 1000)
-    first = service.act("rule", "key-1", b'{"n":1}')
+    first = service.act("tea", "key-1", b'{"n":1}')
     fill(service)
-    heard, others = followed(service, "rule", "list"), followed(service, "alert")
-    assert heard == [first] == [ActionRecord(1, "rule", 1000, "key-1", b'{"n":1}')]
+    heard, others = followed(service, "tea", "cake"), followed(service, "toast")
+    assert heard == [first] == [ActionRecord(1, "tea", 1000, "key-1", b'{"n":1}')]
     service.snapshot()
-    service.act("list", "anonymous", b"{}")
-    service.act("alert", "key-2", b"{}")
+    service.act("cake", "anonymous", b"{}")
+    service.act("toast", "key-2", b"{}")
     last = service.journal.last_seq
     assert ([r.seq for r in heard], [r.seq for r in others]) == ([1, last - 1], [last])
     crash(service) if end == "crash" else service.close()
     with Service(cards, tmp_path) as again:
-        assert followed(again, "rule", "list") == heard
-        assert followed(again, "alert") == others
+        assert followed(again, "tea", "cake") == heard
+        assert followed(again, "toast") == others
         assert followed(again, "other") == []
 
 
@@ -567,8 +568,9 @@ def test_actions_change_nothing_that_scores(cards, tmp_path, memory_of, crash):
         for n in range(20):
             score(service, id=f"{n}", time=START + n * MINUTE, merchant=f"m{n % 3}")
             if between:
-                service.act("rule", "key-1", b"{}")
-        scored.append(score_journal(cards, tmp_path / name))
+                service.act("tea", "key-1", b"{}")
+        found = score_journal(cards, tmp_path / name)
+        scored.append((found.ids, found.probability))
         memory = memory_of(service)
         crash(service)
     (ids, without), (again, with_actions) = scored
@@ -586,8 +588,8 @@ def test_an_action_that_may_not_be_done_or_cannot_be_stored_is_not_there(service
     def taken() -> None:
         raise RequestError(409, "conflict", "somebody else took it")
 
-    heard = followed(service, "alert")
-    assert refusal(service.act, "alert", "key-1", b"{}", taken) == (409, "conflict", "")
+    heard = followed(service, "toast")
+    assert refusal(service.act, "toast", "key-1", b"{}", taken) == (409, "conflict", "")
     monkeypatch.setattr(service.journal, "append_action", broken)
-    assert refusal(service.act, "alert", "key-1", b"{}") == (503, "storage_unavailable", "")
+    assert refusal(service.act, "toast", "key-1", b"{}") == (503, "storage_unavailable", "")
     assert (heard, service.journal.last_seq) == ([], 0)
