@@ -358,7 +358,9 @@ class Replacements:
                 text = f"{entity.who} has known fraud of late: {frauds:.1f}, older ones counted less"
             if text:
                 code = f"known_fraud:{entity.column}"
-            put = [0.0] * len(entity.fraud) + [UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_RATIO, UNKNOWN_RATIO][: len(entity.run)]
+            put = [0.0] * len(entity.fraud) + [UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_RATIO, UNKNOWN_RATIO][
+                : len(entity.run)
+            ]
             at = [*entity.fraud, *entity.run]
             changes.append(Change(f"{entity.column}.known_fraud", frauds, 0.0, code, text, at, put))
         put = [usual.values[i] for i in entity.activity]

@@ -86,7 +86,9 @@ def test_what_is_not_approved_is_an_alert_at_once(strict_service, cards):
 
 
 def test_what_is_approved_is_none(service):
-    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=1.01, decline=1.01))
+    service._policy = replace(
+        service._policy, thresholds=replace(service._policy.thresholds, review=1.01, decline=1.01)
+    )
     score(service)
     assert asked(service) == []
     assert refusal(service.alert, "t1") == (404, "unknown_alert", "")

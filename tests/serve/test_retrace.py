@@ -97,7 +97,14 @@ FORGED: dict[str, tuple[Callable[[Record], Record | None], Sequence[str]]] = {
         ("fraud_probability",),
     ),
     "the decision": (lambda r: other_decision(r) if is_target(r) else r, ("decision",)),
-    "the reasons": (lambda r: changed_answer(r, reasons=[{"code": "because", "text": "because", "contribution": 1.0}]) if is_target(r) else r, ("reasons",)),
+    "the reasons": (
+        lambda r: (
+            changed_answer(r, reasons=[{"code": "because", "text": "because", "contribution": 1.0}])
+            if is_target(r)
+            else r
+        ),
+        ("reasons",),
+    ),
     "its amount": (lambda r: changed_row(r, amount=9000.0) if is_target(r) else r, ("fraud_probability",)),
     "an amount before": (lambda r: changed_row(r, amount=9000.0) if getattr(r, "id", "") == "t2" else r, ("context",)),
     "a transaction before": (lambda r: None if getattr(r, "id", "") == "t2" else r, ("history", "context")),
