@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -79,7 +80,9 @@ class Fuzzed:
                 failed = check.failure_info
                 if failed is not None and not self._excused(check.name, case, response):
                     words = f"{failed.failure.title}: {failed.failure.message}"
-                    self.failures.append(f"{case.operation.label}: {check.name}: {words}\n{failed.code_sample}")
+                    self.failures.append(
+                        f"{case.operation.label}: {check.name}: {words}\n{response.status_code} {response.content[:300]!r}\n{failed.code_sample}"
+                    )
 
     def _excused(self, check: str, case: Any, response: Any) -> bool:
         """Whether the service is right though schemathesis does not see it."""
@@ -113,12 +116,21 @@ def cannot_be_said(body: Any, error: dict[str, str]) -> bool:
     seconds as floats are rounded up to a millisecond beyond the year 9999.
     """
     rows = body if isinstance(body, list) else [body]
-    values = [row.get(error["field"]) for row in rows]
+    values = [leaf for row in rows for leaf in leaves(row.get(error["field"].partition("[")[0]))]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return any(
         (isinstance(x, float) and x.is_integer()) or len(str(x)) > 200 or abs(x) > 1e200 or 0 < 253402300800 - x < 0.001
         for x in numbers
     )
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What is in a JSON value, at any depth."""
+    if isinstance(value, list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from leaves(one)
+    else:
+        yield value
 
 
 def fuzz(url: str, examples: int, seed: int) -> Fuzzed:

@@ -393,11 +393,13 @@ def _invalid_field(
         whole: what the object should hold.
         where: the object's place in the body.
     """
-    found = _MISSING.search(str(error)) or _FIELD.search(str(error))
-    if found is None or found[1] not in words:
+    named = [match[1] for match in (_MISSING.search(str(error)), _FIELD.search(str(error))) if match]
+    # of what lies deeper, the field of the object that it is in
+    named += [re.split(r"[.\[]", path, maxsplit=1)[0] for path in named[-1:]]
+    field = next((name for name in named if name in words), None)
+    if field is None:
         seen = _shown(body)
         return RequestError(422, "invalid_field", f"{where or 'the body'}: {seen}; expected an object with {whole}")
-    field = found[1]
     try:
         value = _raw_object.decode(body).get(field)
     except (msgspec.DecodeError, RecursionError) as malformed:  # further on than the decoder came

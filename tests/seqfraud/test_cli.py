@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -68,7 +69,7 @@ def test_the_example_is_a_call_that_parses(name, monkeypatch, capsys):
     instead.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     instead.__annotations__ = function.__annotations__
     monkeypatch.setattr(module, command.function, instead)
-    program, subcommand, *args = text.split()
+    program, subcommand, *args = shlex.split(text)
     assert (program, subcommand) == ("seqfraud", name)
     assert main([name, *args]) == 0, capsys.readouterr().err
     assert len(called) == 1

@@ -65,7 +65,7 @@ def row(names: list[str], **changes: float) -> list[float]:
             ordinary[name] = 3.0
         elif kind == "amount_ratio":
             ordinary[name] = 1.0
-        elif kind in ("run_age_d", "since_fraud_d", "run_least_ratio"):
+        elif kind in ("run_age_d", "since_fraud_d", "run_least_ratio", "run_least_lately"):
             ordinary[name] = -1.0
     assert changes.keys() <= ordinary.keys()
     return list((ordinary | changes).values())
@@ -206,7 +206,8 @@ def test_who_travels_is_not_far_from_his_last_place(manifest, event):
 
 def test_known_fraud_of_an_entity_is_replaced_by_none(manifest, names, event):
     known = {"merchant.fraud_1d": 0.5, "merchant.fraud_7d": 1.5, "merchant.run_age_d": 4.0, "merchant.run_length": 2.0,
-             "merchant.since_fraud_d": 2.5, "merchant.run_least_ratio": 3.0, "merchant.since_honest_d": 9.0}  # fmt: skip
+             "merchant.since_fraud_d": 2.5, "merchant.run_least_ratio": 3.0, "merchant.run_least_lately": 2.0,
+             "merchant.since_honest_d": 9.0}  # fmt: skip
     found = reasons(manifest, event(**known))
     change = found["known_fraud:merchant"]
     assert change.text == "merchant has known fraud: 2 in a row, the last 2 days ago"
