@@ -434,8 +434,7 @@ class Service:
         return scored, answer
 
     def _apply_rules(self, transaction: Transaction, scored: Scored, answer: Answer) -> None:
-        slot = self._users.slots[transaction.user]
-        recent = functools.partial(recent_of, self._users, slot, transaction.time)
+        recent = functools.partial(recent_of, self._users, scored.slot, transaction.time)
         case = Case(transaction, scored.probability, scored.history, scored.late, recent)
         ruling = self.rules.decide(answer.decision, case)
         answer.decision = ruling.decision
