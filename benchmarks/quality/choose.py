@@ -1,0 +1,97 @@
+"""Which settings of the GRU do best on weeks before the test folds: the handbook, one candidate at a time.
+
+    python -m benchmarks.quality.choose [--setting all|week] [--only NAME] [--seed 0]
+
+Protocol of `benchmarks.quality.handbook` on the train weeks that begin 2018-06-20, 06-27 and 07-04, whose test weeks end where
+the first test fold begins. Writes benchmarks/results/handbook_choice.json run by run: one that is there is not made again. What
+is chosen stands in `handbook.WEEK` and `handbook.ALL`.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import RESULTS, environment
+from benchmarks.quality.fitting import fit_gru
+from benchmarks.quality.handbook import Fold, measured, read_fold, seeded
+from seqfraud.files import replaced_file
+
+RESULT = "handbook_choice.json"
+WEEKS = ("2018-06-20", "2018-06-27", "2018-07-04")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a candidate has in place of the setting's own `[model]` and `[training]`."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, fold: Fold) -> Fold:
+        config = fold.prepared.config
+        config = replace(
+            config, model=replace(config.model, **self.model), training=replace(config.training, **self.training)
+        )
+        return replace(fold, prepared=replace(fold.prepared, config=config))
+
+
+CANDIDATES: dict[str, Candidate] = {
+    "forecast, 64 units": Candidate({"forecast": True, "hidden": 64}),
+    "64 units": Candidate({"forecast": False, "hidden": 64}),
+    "32 units": Candidate({"forecast": False, "hidden": 32}),
+    "128 units": Candidate({"forecast": False, "hidden": 128}),
+    "forecast, 32 units": Candidate({"forecast": True, "hidden": 32}),
+    "64 units, 12 epochs": Candidate({"forecast": False, "hidden": 64}, {"epochs": 12}),
+    "64 units, dropout": Candidate({"forecast": False, "hidden": 64}, {"dropout": 0.2}),
+    "64 units, decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.1}),
+}
+
+
+def kept_runs(file: Path) -> list[dict[str, Any]]:
+    """The runs that are there."""
+    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.is_file() else []
+    return runs
+
+
+def keep(file: Path, row: dict[str, Any]) -> None:
+    """Add a run; the means are over the weeks that a candidate has."""
+    rows = sorted([*kept_runs(file), row], key=lambda r: (r["setting"], r["candidate"], r["seed"], r["fold"]))
+    means = {}
+    for name in {(r["setting"], r["candidate"]) for r in rows}:
+        mine = [r["average_precision"] for r in rows if (r["setting"], r["candidate"]) == name]
+        means[" / ".join(name)] = {"average_precision": float(np.mean(mine)), "runs": len(mine)}
+    with replaced_file(file) as temporary:
+        result = {**environment(), "means": dict(sorted(means.items())), "runs": rows}
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=("week", "all"), default="all")
+    parser.add_argument("--only", choices=list(CANDIDATES), action="append", metavar="NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    file = RESULTS / RESULT
+    for first in WEEKS:
+        made = {(r["setting"], r["candidate"], r["fold"], r["seed"]) for r in kept_runs(file)}
+        wanted = [
+            name for name in options.only or CANDIDATES if (options.setting, name, first, options.seed) not in made
+        ]
+        if not wanted:
+            continue
+        fold = seeded(read_fold(options.setting, first, 0), options.seed)
+        for name in wanted:
+            began = time.perf_counter()
+            logit = fit_gru(CANDIDATES[name].of(fold).prepared).logit
+            row = {"candidate": name, **measured(fold, logit), "seconds": round(time.perf_counter() - began, 1)}
+            print(json.dumps(row), flush=True)
+            keep(file, row)
+
+
+if __name__ == "__main__":
+    main()
