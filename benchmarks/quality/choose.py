@@ -49,6 +49,9 @@ CANDIDATES: dict[str, Candidate] = {
     "64 units, 12 epochs": Candidate({"forecast": False, "hidden": 64}, {"epochs": 12}),
     "64 units, dropout": Candidate({"forecast": False, "hidden": 64}, {"dropout": 0.2}),
     "64 units, decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.1}),
+    "64 units, more decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.3}),
+    "32 units, decay": Candidate({"forecast": False, "hidden": 32}, {"weight_decay": 0.1}),
+    "forecast, 64 units, decay": Candidate({"forecast": True, "hidden": 64}, {"weight_decay": 0.1}),
 }
 
 
