@@ -1,6 +1,6 @@
 """The GRU beside its peers on the same rows: figures, intervals, calibration, money, segments.
 
-    python -m benchmarks.quality.compare handbook [--seeds 3]
+    python -m benchmarks.quality.compare handbook [--seeds 3] [--setting all]
     python -m benchmarks.quality.compare sparkov
     python -m benchmarks.quality.compare simulator
 
@@ -42,13 +42,16 @@ from training.simulate import Simulation, simulate_to
 USERS, SIMULATION_SEED = 4000, 1
 """Of the simulation: more users than in `make demo`, whose test days have too few frauds to tell models apart."""
 
+SETTINGS = ("week", "all")
+
 Floats = npt.NDArray[np.float64]
 
 
-def compare_handbook(seeds: int) -> dict[str, Any]:
-    """A comparison by setting over the four folds."""
-    settings = {}
-    for setting in ("week", "all"):
+def compare_handbook(seeds: int, wanted: Sequence[str] = SETTINGS) -> dict[str, Any]:
+    """A comparison by setting over the four folds; what is not wanted stays as it is in the result."""
+    file = RESULTS / f"{HANDBOOK_PEERS}.json"
+    settings = json.loads(file.read_text())["settings"] if file.is_file() else {}
+    for setting in wanted:
         chosen = handbook_calibrations(setting)
         scales = {name: one.platt for name, one in chosen.items()}
         parts = []
@@ -138,9 +141,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=("handbook", "sparkov", "simulator"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="of the handbook; both by default")
     options = parser.parse_args()
+    if options.setting and options.data != "handbook":
+        parser.error("--setting goes with handbook")
     if options.data == "handbook":
-        name, result = HANDBOOK_PEERS, compare_handbook(options.seeds)
+        name, result = HANDBOOK_PEERS, compare_handbook(options.seeds, options.setting or SETTINGS)
     elif options.data == "sparkov":
         name = SPARKOV
         config = load_config(ROOT / "configs" / "sparkov.toml")
