@@ -50,6 +50,10 @@ CANDIDATES: dict[str, Candidate] = {
     "64 units, dropout": Candidate({"forecast": False, "hidden": 64}, {"dropout": 0.2}),
     "64 units, decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.1}),
     "64 units, more decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.3}),
+    "64 units, most decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 1.0}),
+    "64 units, more decay, dropout": Candidate(
+        {"forecast": False, "hidden": 64}, {"weight_decay": 0.3, "dropout": 0.2}
+    ),
     "32 units, decay": Candidate({"forecast": False, "hidden": 32}, {"weight_decay": 0.1}),
     "forecast, 64 units, decay": Candidate({"forecast": True, "hidden": 64}, {"weight_decay": 0.1}),
 }
