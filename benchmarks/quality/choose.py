@@ -40,23 +40,23 @@ class Candidate:
         return replace(fold, prepared=replace(fold.prepared, config=config))
 
 
+def _of_all(forecast: bool, hidden: int, weight_decay: float = 0.01, **training: Any) -> Candidate:
+    return Candidate({"forecast": forecast, "hidden": hidden}, {"weight_decay": weight_decay, **training})
+
+
 CANDIDATES: dict[str, Candidate] = {
-    "forecast, 64 units": Candidate({"forecast": True, "hidden": 64}),
-    "64 units": Candidate({"forecast": False, "hidden": 64}),
-    "32 units": Candidate({"forecast": False, "hidden": 32}),
-    "128 units": Candidate({"forecast": False, "hidden": 128}),
-    "forecast, 32 units": Candidate({"forecast": True, "hidden": 32}),
-    "64 units, 12 epochs": Candidate({"forecast": False, "hidden": 64}, {"epochs": 12}),
-    "64 units, dropout": Candidate({"forecast": False, "hidden": 64}, {"dropout": 0.2}),
-    "64 units, decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.1}),
-    "64 units, more decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 0.3}),
-    "64 units, most decay": Candidate({"forecast": False, "hidden": 64}, {"weight_decay": 1.0}),
-    "64 units, more decay, dropout": Candidate(
-        {"forecast": False, "hidden": 64}, {"weight_decay": 0.3, "dropout": 0.2}
-    ),
-    "32 units, decay": Candidate({"forecast": False, "hidden": 32}, {"weight_decay": 0.1}),
-    "forecast, 64 units, decay": Candidate({"forecast": True, "hidden": 64}, {"weight_decay": 0.1}),
+    "forecast, 64 units": _of_all(True, 64),
+    "64 units": _of_all(False, 64),
+    "32 units": _of_all(False, 32),
+    "128 units": _of_all(False, 128),
+    "64 units, 12 epochs": _of_all(False, 64, epochs=12),
+    "64 units, dropout": _of_all(False, 64, dropout=0.2),
+    "64 units, decay": _of_all(False, 64, 0.1),
+    "64 units, more decay": _of_all(False, 64, 0.3),
+    "64 units, most decay": _of_all(False, 64, 1.0),
+    "64 units, more decay, dropout": _of_all(False, 64, 0.3, dropout=0.2),
 }
+"""For "all". The rest is the setting's own."""
 
 
 def kept_runs(file: Path) -> list[dict[str, Any]]:
