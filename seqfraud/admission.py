@@ -34,6 +34,8 @@ MAX_WINDOW = 65_536
 MAX_BATCH = 100_000
 USER_BYTES = 512 * 1024
 """That a user may take in memory: states, ring of events, anchor."""
+RECENT = 4
+"""Newest events of a user before which a service keeps the states, so that a history without the last few is not run again."""
 ENTITY_BYTES = 4096
 
 _STATE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -160,10 +162,10 @@ def check_manifest(
 
 
 def user_bytes(graph: GraphSpec, window: int) -> int:
-    """What a service keeps per user: each state three times, the ring of 2 W + 1 events, some counters."""
+    """What a service keeps per user: each state 3 + RECENT times, the ring of 2 W + 1 events, some counters."""
     states = sum(math.prod(s.row_shape) * _ITEMSIZE[s.dtype] for s in graph.states)
     event = 8 * (1 + graph.categorical) + 4 * (graph.numeric + graph.context)
-    return 3 * states + (2 * window + 1) * event + 40
+    return (3 + RECENT) * states + (2 * window + 1) * event + 40 + 8 * RECENT
 
 
 def entity_bytes(context: ContextSpec) -> int:

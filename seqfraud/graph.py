@@ -6,7 +6,7 @@ H hidden units, G places (pairs of latitude and longitude).
 A state `x` comes in as `x` and goes out as `x_next`. Inputs of width 0 do not exist.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -123,6 +123,10 @@ class GraphSpec:
     def step_outputs(self) -> list[TensorSpec]:
         """Outputs of step.onnx without the states."""
         return [TensorSpec(name, "float32", ("B",)) for name in ("logit", "probability")]
+
+    def to_batch(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """States [B, *row_shape] by name as the graph wants them."""
+        return {s.name: s.to_batch(rows[s.name]) for s in self.states}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""

@@ -10,7 +10,7 @@ first would check something else than what onnxruntime then loads. Here such a f
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -178,6 +178,42 @@ def check_graph(
     check_tensors(name, "output", outputs, seen_outputs)
 
 
+def with_outputs(data: bytes, outputs: Collection[str]) -> bytes:
+    """A checked model with these of its outputs alone, and only the nodes and constants that they need."""
+    file = _File(data, "the model", 0)
+    model = file.read(MODEL, "the model", (0, len(data)))
+    begin, end = model["graph"]
+    graph = file.read(GRAPH, "the graph", (begin, end))
+    needed, nodes = set(outputs), []
+    for span in reversed(graph["node"]):
+        node = file.read(NODE, "a node", span)
+        if any(data[slice(*s)].decode() in needed for s in node["output"]):
+            needed |= {data[slice(*s)].decode() for s in node["input"]}
+            nodes.append(span)
+    kept = {"node": nodes[::-1], "input": graph["input"]}
+    for name, message in (("initializer", TENSOR), ("output", VALUE)):
+        named = [(span, file.read(message, "a name", span)["name"]) for span in graph[name]]
+        kept[name] = [span for span, s in named if data[slice(*s)].decode() in needed]
+    parts = [_field(GRAPH, name, data[slice(*span)]) for name, spans in kept.items() for span in spans]
+    parts.append(_field(GRAPH, "name", data[slice(*graph["name"])]))
+    before = data[: begin - len(_field(MODEL, "graph", data[begin:end])) + end - begin]
+    return before + _field(MODEL, "graph", b"".join(parts)) + data[end:]
+
+
+def _field(message: Message, name: str, content: bytes) -> bytes:
+    """A field of bytes as protobuf has it."""
+    number = next(number for number, field in message.items() if field.name == name)
+    return _number(number << 3 | BYTES) + _number(len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
 class _File:
     """One file that is being read."""
 
@@ -189,11 +225,11 @@ class _File:
 
     def model(self) -> tuple[list[Value], list[Value]]:
         """The inputs and outputs of a model that passes."""
-        model = self._read(MODEL, "the model", (0, len(self._data)))
+        model = self.read(MODEL, "the model", (0, len(self._data)))
         if model.get("ir_version") not in IR_VERSIONS:
             raise self._error(f"IR version {model.get('ir_version')}; expected {_words(IR_VERSIONS)}")
         for span in model["opset_import"]:
-            opset = self._read(OPSET, "an opset", span)
+            opset = self.read(OPSET, "an opset", span)
             domain, version = self._text(opset.get("domain", (0, 0)), "a domain"), opset.get("version")
             if domain not in OPSETS:
                 raise self._error(f"operators of the domain {domain!r:.80}; known are {sorted(OPSETS)}")
@@ -204,7 +240,7 @@ class _File:
         return self._graph(model["graph"])
 
     def _graph(self, span: Span) -> tuple[list[Value], list[Value]]:
-        graph = self._read(GRAPH, "the graph", span)
+        graph = self.read(GRAPH, "the graph", span)
         if len(graph["node"]) > MAX_NODES:
             raise self._error(f"{len(graph['node'])} nodes; at most {MAX_NODES}")
         inputs = [self._value(s) for s in graph["input"]]
@@ -236,7 +272,7 @@ class _File:
 
     def _node(self, span: Span, known: set[str], shapes: dict[str, list[int]]) -> None:
         """Check a node; add what it gives to `known`, and to `shapes` if it is a few constant integers."""
-        node = self._read(NODE, "a node", span)
+        node = self.read(NODE, "a node", span)
         domain = self._text(node.get("domain", (0, 0)), "a domain")
         operator = self._text(node.get("op_type", (0, 0)), "an operator")
         if operator not in OPERATORS.get(domain, ()):
@@ -269,7 +305,7 @@ class _File:
 
     def _attribute(self, span: Span, operator: str) -> tuple[str, int, list[int] | None]:
         """Name of an attribute, how many values it holds, and these where it is a tensor of a few integers."""
-        read = self._read(ATTRIBUTE, f"an attribute of {operator}", span)
+        read = self.read(ATTRIBUTE, f"an attribute of {operator}", span)
         name = self._text(read.get("name", (0, 0)), "an attribute's name")
         kind = ATTRIBUTE_KINDS.get(read.get("type", 0))
         if kind is None:
@@ -309,19 +345,19 @@ class _File:
                 raise self._error(f"TreeEnsembleClassifier: lists of different lengths: {lengths!r:.200}")
 
     def _value(self, span: Span) -> Value:
-        value = self._read(VALUE, "an input or output", span)
+        value = self.read(VALUE, "an input or output", span)
         name = self._text(value.get("name", (0, 0)), "the name of an input or output")
-        kind = self._read(TYPE, f"the type of {name!r:.80}", value.get("type", (0, 0)))
-        tensor = self._read(TENSOR_TYPE, f"the type of {name!r:.80}", kind.get("tensor_type", (0, 0)))
+        kind = self.read(TYPE, f"the type of {name!r:.80}", value.get("type", (0, 0)))
+        tensor = self.read(TENSOR_TYPE, f"the type of {name!r:.80}", kind.get("tensor_type", (0, 0)))
         word = TYPE_WORDS.get(tensor.get("elem_type", 0))
         if word is None:
             raise self._error(f"{name!r:.80} is no tensor of a type that export writes")
         shape: list[int | str | None] = []
-        dims = self._read(SHAPE, f"the shape of {name!r:.80}", tensor.get("shape", (0, 0)))["dim"]
+        dims = self.read(SHAPE, f"the shape of {name!r:.80}", tensor.get("shape", (0, 0)))["dim"]
         if len(dims) > MAX_RANK:
             raise self._error(f"{name!r:.80} has {len(dims)} axes; at most {MAX_RANK}")
         for s in dims:
-            dim = self._read(DIM, f"an axis of {name!r:.80}", s)
+            dim = self.read(DIM, f"an axis of {name!r:.80}", s)
             if len(dim) > 1:
                 raise self._error(f"an axis of {name!r:.80} has a size and a name")
             if dim.get("dim_value", 0) > MAX_SIZE:
@@ -331,7 +367,7 @@ class _File:
 
     def _tensor(self, span: Span, what: str) -> tuple[str, list[int] | None]:
         """Name of a tensor that holds all its elements, and these where they are a few integers."""
-        tensor = self._read(TENSOR, what, span)
+        tensor = self.read(TENSOR, what, span)
         name = self._text(tensor.get("name", (0, 0)), "a tensor's name")
         kind, dims = tensor.get("data_type"), tensor["dims"]
         if kind not in ELEMENT_BYTES:
@@ -373,7 +409,7 @@ class _File:
 
     # ---- protobuf
 
-    def _read(self, message: Message, what: str, span: Span) -> dict[str, Any]:
+    def read(self, message: Message, what: str, span: Span) -> dict[str, Any]:
         """The fields of a message by name: a number, or where the bytes are; repeated ones as a list, perhaps empty."""
         at, end = span
         out: dict[str, Any] = {field.name: [] for field in message.values() if field.repeated}

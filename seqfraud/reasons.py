@@ -25,8 +25,8 @@ Letters: C, F, K as in the graph; n events in the ring before the transaction.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -144,11 +144,11 @@ class _Usual:
     """What is usual for the user of an event, worked out once."""
 
     whose: str
-    values: list[float]
-    """[F + K]; NaN where it is not known."""
+    values: dict[int, float]
+    """By place among the F + K values; NaN where it is not known."""
     gap: float
     """ms; NaN where it is not known."""
-    times: list[int] = field(default_factory=list)
+    times: list[int]
     """[n] ms of the events before."""
 
 
@@ -186,11 +186,15 @@ class Replacements:
             )
         self._ratios = [e.ratio for e in self._entities if e.ratio is not None]
         self._user_ratio = None if spec.user is None else self._entities[spec.user].ratio
+        judged = [self._amount, *(at for at, _ in self._numbers), *(i for e in self._entities for i in e.counts)]
+        self._judged = [at for at in judged if at is not None]
+        """Places whose usual values say whether a change has a code; of the others they are only put."""
         self._longest = max(range(len(spec.half_lives)), key=lambda i: spec.half_lives[i], default=0)
         names = [("numeric_deciles", n) for n in schema.numeric_inputs]
         names += [("context_deciles", n) for n in spec.names()]
         figures = manifest.fingerprint
         self._typical = [_deciles(figures, kind, name) for kind, name in names]
+        self._typical_values = {at: math.nan if d is None else d[5] for at, d in enumerate(self._typical)}
         gaps = _figures("gap_deciles_s", figures.get("gap_deciles_s"))
         self._typical_gap = 1000 * gaps[5] if gaps else math.nan
         hour = figures.get("hour")
@@ -198,32 +202,31 @@ class Replacements:
             raise BundleError(f"manifest: fingerprint.hour: seen {hour!r:.60}; expected 0 to 23")
         self._typical_hour: int | None = hour
 
-    def of(self, event: Event) -> list[Change]:
-        """Every change that can be made, those of the history last."""
-        usual = self._usual(event)
+    def of(self, event: Event, unusual: bool = False) -> list[Change]:
+        """Every change that can be made, or only those of something unusual, which have a code; of the history last."""
+        usual = self._usual(event, self._judged if unusual else range(len(self._typical)))
         values = event.values.tolist()
-        changes = self._amount_changes(event, values, usual)
+        changes = self._amount_changes(event, values, usual, unusual)
         changes += self._number_changes(event, values, usual)
-        changes += self._category_changes(event, usual)
-        changes += self._time_changes(event, usual)
-        changes += self._place_changes(event, values, usual)
+        changes += self._category_changes(event, usual, unusual)
+        changes += self._time_changes(event, usual, unusual)
+        changes += self._place_changes(event, values, usual, unusual)
         for entity in self._entities:
-            changes += self._entity_changes(entity, values, usual)
+            changes += self._known_fraud_changes(entity, values, unusual)
+            changes += self._activity_changes(entity, event, values, usual, unusual)
         if self._has_states and usual.times:
             changes += self._history_changes(event, usual)
-        return changes
+        return [change for change in changes if change.code] if unusual else changes
 
-    def _usual(self, event: Event) -> _Usual:
+    def _usual(self, event: Event, places: Sequence[int]) -> _Usual:
         count = len(event.past_integers)
         times = event.past_integers[:, 0].tolist()
         if count < FEWEST:
-            typical = [math.nan if deciles is None else deciles[5] for deciles in self._typical]
-            return _Usual("the usual", typical, self._typical_gap, times)
-        middle: list[float] = np.partition(event.past_values, count // 2, axis=0)[count // 2].tolist()
-        gaps = sorted([later - earlier for earlier, later in pairwise(times)])
-        return _Usual("this user's usual", middle, gaps[len(gaps) // 2], times)
+            return _Usual("the usual", self._typical_values, self._typical_gap, times)
+        gaps = sorted(map(sub, times[1:], times))
+        return _Usual("this user's usual", _middle(event, places), gaps[len(gaps) // 2], times)
 
-    def _amount_changes(self, event: Event, values: list[float], usual: _Usual) -> list[Change]:
+    def _amount_changes(self, event: Event, values: list[float], usual: _Usual, unusual: bool) -> list[Change]:
         at, ratio = self._amount, None if self._user_ratio is None else values[self._user_ratio]
         amount = event.amount if at is None else values[at]
         name, ratios = self._amount_name, [i for i in self._ratios if values[i] > 0]
@@ -243,6 +246,8 @@ class Replacements:
             )
         elif 0 <= amount * FACTOR <= use:
             code, text = "amount_below_habit", f"{name} {_figure(amount)} is far below {whose} {_figure(use)}"
+        elif unusual:
+            return []
         places, put = ([], []) if at is None else ([at], [use])
         if amount > 0:
             places += ratios
@@ -275,11 +280,13 @@ class Replacements:
         deciles = self._typical[at]
         return None if deciles is None else (deciles[1], deciles[9])
 
-    def _category_changes(self, event: Event, usual: _Usual) -> list[Change]:
+    def _category_changes(self, event: Event, usual: _Usual, unusual: bool) -> list[Change]:
         changes = []
         for c, name, known in self._categories:
             value = event.integers.item(1 + c)
             before = event.past_integers[:, 1 + c].tolist()
+            if unusual and value in before and value != UNSEEN:
+                continue
             use, code, text = FIRST, "", ""  # the most frequent of the training rows
             if len(before) >= FEWEST:
                 use = Counter(before).most_common(1)[0][0]
@@ -293,18 +300,19 @@ class Replacements:
                 changes.append(Change(name, *shown, code, text, category=(c, use)))
         return changes
 
-    def _time_changes(self, event: Event, usual: _Usual) -> list[Change]:
-        time, changes = event.integers.item(0), []
+    def _time_changes(self, event: Event, usual: _Usual, unusual: bool) -> list[Change]:
+        changes = []
+        time, count = event.integers.item(0), len(usual.times)
         phase = time % DAY_MS
-        phases = [t % DAY_MS for t in usual.times]
         hour, code, text = self._typical_hour, "", ""
-        if len(phases) >= FEWEST_HOURS:
-            hour = _busiest([p // HOUR_MS for p in phases])
-            apart = [abs(p - phase) for p in phases]
-            near = sum([min(a, DAY_MS - a) <= NEAR_HOURS * HOUR_MS for a in apart])
-            if near <= RARE * len(phases):
+        if count >= FEWEST_HOURS:
+            earliest = time - NEAR_HOURS * HOUR_MS
+            near = sum([(t - earliest) % DAY_MS <= 2 * NEAR_HOURS * HOUR_MS for t in usual.times])
+            if near <= RARE * count:
                 code = "unusual_hour"
-                text = f"{near} of this user's last {len(phases)} transactions were within {NEAR_HOURS} hours of {_clock(phase)} UTC"
+                text = f"{near} of this user's last {count} transactions were within {NEAR_HOURS} hours of {_clock(phase)} UTC"
+            if code or not unusual:
+                hour = _busiest([t % DAY_MS // HOUR_MS for t in usual.times])
         if hour is not None:
             use = hour * HOUR_MS + HOUR_MS // 2
             moved = (use - phase + DAY_MS // 2) % DAY_MS - DAY_MS // 2
@@ -318,16 +326,18 @@ class Replacements:
             changes.append(Change(f"{self._time}.gap", _duration(gap), _duration(use), code, text, closer=gap - use))
         return changes
 
-    def _place_changes(self, event: Event, values: list[float], usual: _Usual) -> list[Change]:
+    def _place_changes(self, event: Event, values: list[float], usual: _Usual, unusual: bool) -> list[Change]:
         if not usual.times:
             return []
         changes = []
         for name, at in self._places:
-            here, places = values[at : at + 2], event.past_values[:, at : at + 2].astype(np.float64)
-            last = places[-1].tolist()
-            apart = float(_km(np.array(here), places[-1]))
-            steps = np.sort(_km(places[1:], places[:-1])) if len(places) >= FEWEST else np.zeros(1)
-            near = float(steps[len(steps) // 2])
+            here, last = values[at : at + 2], event.past_values[-1, at : at + 2].tolist()
+            if unusual and _is_near(here, last):
+                continue
+            places = np.concatenate([event.past_values[:, at : at + 2], [here]], dtype=np.float64)
+            steps = _steps_km(places)
+            apart = float(steps[-1])
+            near = float(np.sort(steps[:-1])[(len(places) - 2) // 2]) if len(places) > FEWEST else 0.0
             if math.isnan(apart) or math.isnan(near):
                 continue
             hours = max((event.integers.item(0) - usual.times[-1]) / HOUR_MS, 1 / 3600)
@@ -345,40 +355,52 @@ class Replacements:
             changes.append(Change(name, *shown, code, text, [at, at + 1], put))
         return changes
 
-    def _entity_changes(self, entity: _Entity, values: list[float], usual: _Usual) -> list[Change]:
-        changes = []
-        if entity.fraud or entity.run:
-            code = text = ""
-            frauds = max([0.0, *(values[i] for i in entity.fraud)])
-            if entity.run and values[entity.run[1]] > 0:
-                frauds = values[entity.run[1]]
-                ago = _duration(int(values[entity.run[2]] * DAY_MS))
-                text = f"{entity.who} has known fraud: {frauds:.0f} in a row, the last {ago} ago"
-            elif frauds > 0.01:
-                text = f"{entity.who} has known fraud of late: {frauds:.1f}, older ones counted less"
-            if text:
-                code = f"known_fraud:{entity.column}"
-            put = [0.0] * len(entity.fraud) + [UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_RATIO, UNKNOWN_RATIO][
-                : len(entity.run)
-            ]
-            at = [*entity.fraud, *entity.run]
-            changes.append(Change(f"{entity.column}.known_fraud", frauds, 0.0, code, text, at, put))
+    def _known_fraud_changes(self, entity: _Entity, values: list[float], unusual: bool) -> list[Change]:
+        if not entity.fraud and not entity.run:
+            return []
+        code = text = ""
+        frauds = max([0.0, *[values[i] for i in entity.fraud]])
+        if entity.run and values[entity.run[1]] > 0:
+            frauds = values[entity.run[1]]
+            ago = _duration(int(values[entity.run[2]] * DAY_MS))
+            text = f"{entity.who} has known fraud: {frauds:.0f} in a row, the last {ago} ago"
+        elif frauds > 0.01:
+            text = f"{entity.who} has known fraud of late: {frauds:.1f}, older ones counted less"
+        elif unusual:
+            return []
+        if text:
+            code = f"known_fraud:{entity.column}"
+        run = [UNKNOWN_AGE, 0.0, UNKNOWN_AGE, UNKNOWN_RATIO, UNKNOWN_RATIO][: len(entity.run)]
+        put = [0.0] * len(entity.fraud) + run
+        at = [*entity.fraud, *entity.run]
+        return [Change(f"{entity.column}.known_fraud", frauds, 0.0, code, text, at, put)]
+
+    def _activity_changes(
+        self, entity: _Entity, event: Event, values: list[float], usual: _Usual, unusual: bool
+    ) -> list[Change]:
+        if not entity.counts:
+            return []
+        code = text = ""
+        longest = entity.counts[self._longest]
+        if not any(values[i] for i in entity.counts) and usual.values[longest] >= 1:
+            code, text = f"new_entity:{entity.column}", f"the first transaction of this {entity.column}"
+            text += f"; {usual.whose} has had {usual.values[longest]:.0f} of late"
+        else:
+            for i in entity.counts:
+                if values[i] >= ACTIVE * (usual.values[i] + 1):
+                    code = f"unusual_activity:{entity.column}"
+                    text = f"{entity.who}: {values[i]:.0f} transactions of late; {usual.values[i]:.1f} are usual"
+                    break
+        if unusual:
+            if not code:
+                return []
+            if len(usual.times) >= FEWEST:
+                usual.values |= _middle(event, entity.activity)
         put = [usual.values[i] for i in entity.activity]
-        if entity.counts and not any(math.isnan(x) for x in put):
-            code = text = ""
-            longest = entity.counts[self._longest]
-            if not any(values[i] for i in entity.counts) and usual.values[longest] >= 1:
-                code, text = f"new_entity:{entity.column}", f"the first transaction of this {entity.column}"
-                text += f"; {usual.whose} has had {usual.values[longest]:.0f} of late"
-            else:
-                for i in entity.counts:
-                    if values[i] >= ACTIVE * (usual.values[i] + 1):
-                        code = f"unusual_activity:{entity.column}"
-                        text = f"{entity.who}: {values[i]:.0f} transactions of late; {usual.values[i]:.1f} are usual"
-                        break
-            shown = values[longest], usual.values[longest]
-            changes.append(Change(f"{entity.column}.activity", *shown, code, text, entity.activity, put))
-        return changes
+        if any(map(math.isnan, put)):
+            return []
+        shown = values[longest], usual.values[longest]
+        return [Change(f"{entity.column}.activity", *shown, code, text, entity.activity, put)]
 
     def _history_changes(self, event: Event, usual: _Usual) -> list[Change]:
         time, times, count = event.integers.item(0), usual.times, len(usual.times)
@@ -431,6 +453,13 @@ def _deciles(figures: Mapping[str, Any], kind: str, name: str) -> list[float] | 
     return _figures(f"{kind}.{name}", columns.get(name))
 
 
+def _middle(event: Event, places: Sequence[int]) -> dict[int, float]:
+    """The middle one of the events before of some of the F + K values, by place; NaN counts as the largest."""
+    middle = len(event.past_values) // 2
+    values = np.partition(event.past_values[:, places], middle, axis=0)[middle].tolist()
+    return dict(zip(places, values, strict=True))
+
+
 def _figures(name: str, seen: Any) -> list[float] | None:
     if seen is None or seen == []:
         return None
@@ -445,13 +474,22 @@ def _busiest(hours: list[int]) -> int:
     return max(range(24), key=lambda h: 2 * counts[h] + counts[(h - 1) % 24] + counts[(h + 1) % 24])
 
 
-def _km(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Great-circle distances [...] of places [..., 2] in degrees; haversine formula."""
-    a, b = np.radians(a), np.radians(b)
-    s = np.sin((a - b) / 2) ** 2
-    h = s[..., 0] + np.cos(a[..., 0]) * np.cos(b[..., 0]) * s[..., 1]
-    distance: npt.NDArray[np.float64] = 2 * EARTH_KM * np.arcsin(np.sqrt(np.clip(h, 0, 1)))
-    return distance
+def _is_near(a: list[float], b: list[float]) -> bool:
+    """Whether two places (degrees) are less than FAR_KM apart even along a meridian and a parallel, or one is not known."""
+    degrees = abs(a[0] - b[0]) + abs((a[1] - b[1] + 180) % 360 - 180)
+    return not degrees * math.radians(EARTH_KM) >= FAR_KM
+
+
+def _steps_km(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Great-circle distances [n] between places [n + 1, 2] in degrees, each to the one before; haversine formula."""
+    places = np.radians(places)
+    half = np.sin((places[1:] - places[:-1]) * 0.5)
+    half *= half
+    cos = np.cos(places[:, 0])
+    distance: npt.NDArray[np.float64] = np.arcsin(
+        np.sqrt(np.minimum(half[:, 0] + cos[1:] * cos[:-1] * half[:, 1], 1.0))
+    )
+    return 2 * EARTH_KM * distance
 
 
 def _category(identity: int, known: tuple[str, ...]) -> str | None:

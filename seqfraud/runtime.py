@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from seqfraud.errors import BundleError
 from seqfraud.graph import NEXT, GraphSpec, TensorSpec, check_tensors
+from seqfraud.onnxfile import with_outputs
 
 Array = npt.NDArray[Any]
 
@@ -64,10 +65,21 @@ class SequenceGraph:
         outputs = [*spec.sequence_outputs(), *spec.state_outputs()]
         check_signature(self.session, "sequence.onnx", inputs, outputs)
         self._outputs = [o.name for o in outputs]
+        self._next = [o.name for o in spec.state_outputs()]
+        self._carry = open_session(with_outputs(model, self._next), "sequence.onnx", threads) if self._next else None
+        """The same graph without what only scores need, which is a good part of its nodes."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for inputs (states included) by name."""
         return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
+
+    def states_after(self, integers: Array, values: Array, states: Mapping[str, Array]) -> dict[str, Array]:
+        """The states, as graph inputs of batch 1, after events [T, 1 + C], [T, F + K], from those before them."""
+        if self._carry is None:
+            return {}
+        inputs = {**unpacked(self.spec, integers[None], values[None]), "length": np.array([len(integers)]), **states}
+        after = self._carry.run(self._next, inputs)
+        return {s.name: value for s, value in zip(self.spec.states, after, strict=True)}
 
 
 class StepGraph:

@@ -10,8 +10,9 @@ much the log-odds of fraud fall. Contributions of things that work together do n
 Both are functions of a `Situation` alone, so that an audit can work them out from the journal.
 """
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from seqfraud.bundle import Manifest
 from seqfraud.context import NEVER
 from seqfraud.errors import BundleError
-from seqfraud.graph import LAST_PLACE, LAST_TIME, NEXT
+from seqfraud.graph import LAST_PLACE, LAST_TIME
 from seqfraud.reasons import Change, Event, Replacements
 from seqfraud.runtime import SequenceGraph, StepGraph, unpacked
 from serve.answers import Attribution, Reason
@@ -29,6 +30,7 @@ from serve.users import Past
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+Rows = slice | npt.NDArray[np.int64]
 
 MOST = 4
 """Reasons of an answer."""
@@ -40,6 +42,10 @@ COMBINATION = Reason(
     "combination", "no single thing explains the score; several that are usual alone come together", None
 )
 """The reason where no other is noticeable."""
+UNEXPLAINED = Reason("unexplained", "what raised the score could not be worked out", None)
+"""The reason where the graph fails that finds them."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Explained:
 
 
 class Explainer:
-    """Explains with the graphs of one bundle. Thread-safe: nothing is kept from call to call."""
+    """Explains with the graphs of one bundle. `reasons` and `explain` are thread-safe and keep nothing from call to call."""
 
     def __init__(self, manifest: Manifest, step: StepGraph, sequence: SequenceGraph) -> None:
         """Raises BundleError where the calibration has no usable scale."""
@@ -97,23 +103,43 @@ class Explainer:
         self._sequence = sequence
         self._scale, self._shift = (_calibration(manifest, name, default) for name, default in _CALIBRATION)
         self._has_values = bool(manifest.graph.numeric + manifest.graph.context)
+        self.failures = 0
+        """Answers that went out unexplained."""
+        self._failing = False
 
     def reasons(self, situation: Situation) -> list[Reason]:
         """What raises the score most, the largest contribution first; empty where nothing is noticeable."""
-        changes = [change for change in self._changes(situation) if change.code]
+        changes = self._changes(situation, unusual=True)
         if not changes:
             return []
-        logit = self._logits(situation, changes, np.eye(1 + len(changes), len(changes), -1, dtype=bool))
+        rows = [slice(i, i + 1) for i in range(1, 1 + len(changes))]
+        logit = self._logits(situation, changes, rows, 1 + len(changes))
         fall = (self._scale * (logit[0] - logit[1:])).tolist()
         named = sorted(zip(fall, changes, strict=True), key=lambda pair: -pair[0])
         return [Reason(c.code, c.text, round(x, 4)) for x, c in named[:MOST] if x >= NOTICEABLE]
+
+    def given(self, situation: Situation) -> list[Reason]:
+        """The same for an answer, which goes out unexplained where a graph fails: score and decision stand without it."""
+        try:
+            reasons = self.reasons(situation)
+        except Exception as error:  # onnxruntime's exceptions have no common root, and their words may quote a value
+            self.failures += 1
+            if not self._failing:
+                _log.error("reasons cannot be worked out: %s", type(error).__name__)
+            self._failing = True
+            return [UNEXPLAINED]
+        if self._failing:
+            _log.warning("reasons are worked out again")
+            self._failing = False
+        return reasons
 
     def explain(self, situation: Situation) -> Explained:
         """Everything: about thirty rows per input, and a history per past event."""
         changes = [change for change in self._changes(situation) if not change.of_history]
         orders = _orders(len(changes))
         replaced, which = np.unique(_steps(orders), axis=0, return_inverse=True)
-        odds = self._log_odds(self._logits(situation, changes, replaced))[which].reshape(len(orders), -1)
+        rows = [np.flatnonzero(mask) for mask in replaced.T]
+        odds = self._log_odds(self._logits(situation, changes, rows, len(replaced)))[which].reshape(len(orders), -1)
         falls = np.empty(orders.shape)
         np.put_along_axis(falls, orders, odds[:, :-1] - odds[:, 1:], axis=1)
         inputs = [
@@ -126,36 +152,36 @@ class Explainer:
             float(odds[0, 0]), float(odds[0, -1]), inputs, float(history[-1]), (history[0] - history[1:-1]).tolist()
         )
 
-    def _changes(self, situation: Situation) -> list[Change]:
+    def _changes(self, situation: Situation, unusual: bool = False) -> list[Change]:
         past = situation.past
         event = Event(situation.integers, situation.values, situation.amount, past.integers, past.values)
-        return self._replacements.of(event)
+        return self._replacements.of(event, unusual)
 
     def _log_odds(self, logit: Array) -> Array:
         return self._scale * logit.astype(np.float64) + self._shift
 
-    def _logits(self, situation: Situation, changes: list[Change], replaced: Mask) -> Array:
-        """float32 [B]: logits with the changes made that a mask [B, changes] says."""
-        spec, count = self._spec, len(replaced)
-        integers = np.repeat(situation.integers[None], count, axis=0)
-        values = np.repeat(situation.values[None], count, axis=0)
-        states = {s.name: np.repeat(situation.states[s.name], count, axis=s.batch_axis) for s in spec.states}
+    def _logits(self, situation: Situation, changes: list[Change], rows: Sequence[Rows], count: int) -> Array:
+        """float32 [count]: logits with each change made in the rows that are said."""
+        spec = self._spec
+        integers = situation.integers[None].repeat(count, axis=0)
+        values = situation.values[None].repeat(count, axis=0)
+        states = {s.name: situation.states[s.name].repeat(count, axis=s.batch_axis) for s in spec.states}
         last = states.get(LAST_TIME)
-        for change, mask in zip(changes, replaced.T, strict=True):
-            rows = np.flatnonzero(mask)
+        for change, at in zip(changes, rows, strict=True):
             if change.of_history:
                 past, left = situation.past, change.left_out
-                before = past.states[0][1] if left is None else self._states_without(past, left)
+                before = spec.to_batch(past.states[0][1]) if left is None else self._states_without(past, left)
                 for s in spec.states:
                     if not (change.forgotten and s.name in (LAST_TIME, LAST_PLACE)):
-                        states[s.name][(slice(None),) * s.batch_axis + (rows,)] = before[s.name]
-            if change.at:
-                values[rows[:, None], change.at] = change.put
+                        states[s.name][(slice(None),) * s.batch_axis + (at,)] = before[s.name]
+            for place, put in zip(change.at, change.put, strict=True):
+                values[at, place] = put
             if change.category is not None:
-                integers[rows, 1 + change.category[0]] = change.category[1]
-            integers[rows, 0] += change.moved
+                integers[at, 1 + change.category[0]] = change.category[1]
+            if change.moved:
+                integers[at, 0] += change.moved
             if last is not None and (change.moved or change.closer) and situation.states[LAST_TIME][0] != NEVER:
-                last[rows] += change.moved + change.closer
+                last[at] += change.moved + change.closer
         inputs = {"integers": integers, **states}
         if self._has_values:
             inputs["values"] = values
@@ -167,13 +193,13 @@ class Explainer:
 
     def _states_without(self, past: Past, left: range) -> Mapping[str, Array]:
         """The same without some of the events."""
-        place, states = max((kept for kept in past.states if kept[0] <= left.start), key=lambda kept: kept[0])
-        events = np.r_[place : left.start, left.stop : len(past.integers)]
-        if not len(events):
-            return states
-        inputs = unpacked(self._spec, past.integers[None, events], past.values[None, events])
-        outputs = self._sequence.run({**inputs, "length": np.array([len(events)]), **states})
-        return {s.name: outputs[s.name + NEXT] for s in self._spec.states}
+        place, rows = max((kept for kept in past.states if kept[0] <= left.start), key=lambda kept: kept[0])
+        states = self._spec.to_batch(rows)
+        integers, values = past.integers[place : left.start], past.values[place : left.start]
+        if left.stop < len(past.integers):
+            integers = np.concatenate([integers, past.integers[left.stop :]])
+            values = np.concatenate([values, past.values[left.stop :]])
+        return self._sequence.states_after(integers, values, states) if len(integers) else states
 
     def _occluded(self, situation: Situation) -> Array:
         """Log-odds [1 + n + 1] with the whole history, without each of the n events, and without all of them.
@@ -191,7 +217,7 @@ class Explainer:
         events = np.zeros((len(histories), n + 1), dtype=np.int64)
         for row, history in zip(events, histories, strict=True):
             row[: len(history)] = history
-        states = past.states[0][1] if n else situation.states
+        states = spec.to_batch(past.states[0][1]) if n else situation.states
         outputs = self._sequence.run(
             {
                 **unpacked(spec, integers[events], values[events]),

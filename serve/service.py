@@ -428,8 +428,7 @@ class Service:
         if self.rules.active:
             self._apply_rules(transaction, scored, answer)
         if answer.decision != "approve":
-            with _graphs_may_fail():
-                answer.reasons += self._explainer.reasons(self._situation(transaction, scored))
+            answer.reasons += self._explainer.given(self._situation(transaction, scored))
             answer.reasons = answer.reasons or [COMBINATION]
         return scored, answer
 

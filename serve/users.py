@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from seqfraud.admission import RECENT
 from seqfraud.cut import Cut
 from seqfraud.graph import NEXT, GraphSpec
-from seqfraud.runtime import SequenceGraph, StepGraph, unpacked
+from seqfraud.runtime import SequenceGraph, StepGraph
 
 Array = npt.NDArray[Any]
 FIRST_CAPACITY = 256
@@ -34,7 +35,7 @@ class Past:
     Attributes:
         integers: int64 [n, 1 + C].
         values: float32 [n, F + K].
-        states: (place, states as graph inputs of batch 1 before event `place`), by place; the first is at 0.
+        states: (place, rows [1, *row_shape] of the states before event `place`, as the table has them); the first is at 0.
     """
 
     integers: Array
@@ -88,6 +89,11 @@ class UserTable:
         self.now = {s.name: a[f"now.{s.name}"] for s in self.spec.states}
         self.middle = {s.name: a[f"middle.{s.name}"] for s in self.spec.states}
         self.anchor = {s.name: a[f"anchor.{s.name}"] for s in self.spec.states}
+        # in no snapshot and not moved when the table grows: what is not here is worked out by the graph
+        rows = (len(self.accepted), RECENT)
+        self.recent_at = _untouched(rows, np.int64)
+        """Of which event: one more than how many of the user's came before it, dropped ones too; 0 where it is none."""
+        self.recent = {s.name: _untouched((*rows, *s.row_shape), np.dtype(s.dtype)) for s in self.spec.states}
 
     def slot(self, user: str) -> int:
         """The slot of a user, made where the user is new."""
@@ -143,8 +149,12 @@ class UserTable:
         self.integers[slot, held] = step.inputs["integers"][0]
         if "values" in step.inputs:
             self.values[slot, held] = step.inputs["values"][0]
+        at = int(self.dropped[slot]) + held
+        self.recent_at[slot, at % RECENT] = at + 1
         for state in self.spec.states:
-            self.now[state.name][slot] = state.to_rows(step.outputs[state.name + NEXT])[0]
+            now = self.now[state.name]
+            self.recent[state.name][slot, at % RECENT] = now[slot]
+            now[slot] = state.to_rows(step.outputs[state.name + NEXT])[0]
         held += 1
         self.held[slot] = held
         self.newest[slot] = time
@@ -181,13 +191,17 @@ class UserTable:
             begin, before = self.window, self._as_inputs(self.middle, slot)
         if place == begin:
             return before
-        return self._advance(self.integers[slot, begin:place], self.values[slot, begin:place], before, graph)
+        return graph.states_after(self.integers[slot, begin:place], self.values[slot, begin:place], before)
 
     def before(self, slot: int, place: int) -> Past:
         """The ring's events before `place`, as views, and the states that are kept of that time."""
-        kept = [(0, self.anchor_states(slot))]
+        kept = [(0, _rows(self.anchor, slot))]
         if self.window <= place:
-            kept.append((self.window, self._as_inputs(self.middle, slot)))
+            kept.append((self.window, _rows(self.middle, slot)))
+        dropped = int(self.dropped[slot])
+        for i, at in enumerate(self.recent_at[slot].tolist()):
+            if 0 < at - dropped <= place + 1:
+                kept.append((at - 1 - dropped, {name: rows[slot, i : i + 1] for name, rows in self.recent.items()}))
         return Past(self.integers[slot, :place], self.values[slot, :place], tuple(kept))
 
     def anchor_states(self, slot: int) -> dict[str, Array]:
@@ -195,7 +209,7 @@ class UserTable:
         return self._as_inputs(self.anchor, slot)
 
     def _as_inputs(self, stage: Mapping[str, Array], slot: int) -> dict[str, Array]:
-        return {s.name: s.to_batch(stage[s.name][slot : slot + 1]) for s in self.spec.states}
+        return self.spec.to_batch(_rows(stage, slot))
 
     def insert(self, slot: int, place: int, integers: Array, values: Array | None, graph: SequenceGraph) -> None:
         """Insert a late event at its place and rebuild the later states."""
@@ -217,12 +231,13 @@ class UserTable:
         stages: list[Mapping[str, Array]] = []
         for at in range(0, held + 1, w):
             upto = min(at + w, held + 1)
-            states = self._advance(new_integers[at:upto], new_values[at:upto], states, graph)
+            states = graph.states_after(new_integers[at:upto], new_values[at:upto], states)
             stages.append(states)
 
         def insert() -> None:
             if self.cut is not None:
                 self.cut.keep((slot,))
+            self.recent_at[slot] = 0
             self.integers[slot, : held + 1] = new_integers
             self.values[slot, : held + 1] = new_values
             self.held[slot] = held + 1
@@ -243,14 +258,6 @@ class UserTable:
     def _write(self, stage: Mapping[str, Array], slot: int, states: Mapping[str, Array]) -> None:
         for state in self.spec.states:
             stage[state.name][slot] = state.to_rows(states[state.name])[0]
-
-    def _advance(
-        self, integers: Array, values: Array, states: Mapping[str, Array], graph: SequenceGraph
-    ) -> dict[str, Array]:
-        """States after events [n, 1 + C], [n, F + K], from the states before them."""
-        inputs = unpacked(self.spec, integers[None], values[None])
-        outputs = graph.run({**inputs, "length": np.array([len(integers)]), **states})
-        return {s.name: outputs[s.name + NEXT] for s in self.spec.states}
 
     def _in_use(self, held: Array, dropped: Array) -> dict[str, Array]:
         """Masks of the arrays that are partly in use, [N] or [N, events]; the rest is as it was made, or left over."""
@@ -317,6 +324,11 @@ class UserTable:
         masks = self._in_use(arrays["held"], arrays["dropped"])
         for name, array in self.arrays.items():
             _put(array[slots], masks.get(name), arrays[name])
+
+
+def _rows(stage: Mapping[str, Array], slot: int) -> dict[str, Array]:
+    """Views of what a stage has of one user, [1, *row_shape]."""
+    return {name: rows[slot : slot + 1] for name, rows in stage.items()}
 
 
 def _taken(array: Array, mask: Array | None) -> Array:

@@ -105,10 +105,10 @@ def signed_log(x: Tensor) -> Tensor:
 
 def haversine_km(here: Tensor, there: Tensor) -> Tensor:
     """Great-circle distance [..., G] of places [..., 2 G] in degrees (latitude, longitude, ...); haversine formula."""
-    a, b = here * RADIAN, there * RADIAN
-    lat_a, lat_b = a[..., 0::2], b[..., 0::2]
-    d_lat, d_long = lat_a - lat_b, a[..., 1::2] - b[..., 1::2]
-    s = torch.sin(d_lat / 2) ** 2 + torch.cos(lat_a) * torch.cos(lat_b) * torch.sin(d_long / 2) ** 2
+    half = torch.sin((here - there) * (RADIAN / 2))
+    square = half * half
+    cosines = torch.cos(here * RADIAN) * torch.cos(there * RADIAN)
+    s = square[..., 0::2] + cosines[..., 0::2] * square[..., 1::2]
     return 2 * EARTH_KM * torch.asin(torch.sqrt(torch.clamp(s, 0.0, 1.0)))
 
 
@@ -124,6 +124,7 @@ class EventEncoder(nn.Module):
     step_threshold: Tensor
     fill: Tensor
     frequency: Tensor
+    period: Tensor
     missing_columns: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -138,6 +139,7 @@ class EventEncoder(nn.Module):
         self.register_buffer("step_threshold", torch.zeros(spec.steps))
         self.register_buffer("fill", torch.zeros(spec.numeric))
         self.register_buffer("frequency", torch.tensor([2 * math.pi * k for _, k in CLOCK]))
+        self.register_buffer("period", torch.tensor([period for period, _ in CLOCK]), persistent=False)
         self.register_buffer("missing_columns", torch.tensor(spec.missing, dtype=torch.int64))
 
     def values(
@@ -160,7 +162,7 @@ class EventEncoder(nn.Module):
         first = previous_time == NEVER
         # int64 until after the subtraction: as float32, milliseconds since 1970 are minutes coarse
         gap = torch.clamp(event_time - previous_time, min=0).to(torch.float32) / 1000
-        gap = torch.where(first, torch.full_like(gap, UNKNOWN), gap)
+        gap = gap.masked_fill(first, UNKNOWN)
         parts = []
         if numeric is not None:
             plain = numeric[..., : self.spec.numeric - 2 * self.spec.places]
@@ -176,7 +178,7 @@ class EventEncoder(nn.Module):
             distance = haversine_km(numeric[..., -2 * self.spec.places :], previous_place)
             speed = distance * 3600 / torch.clamp(gap, min=1.0)
             unknown = first | torch.isnan(distance)
-            parts += [torch.where(unknown, torch.full_like(x, UNKNOWN), x) for x in (distance, speed)]
+            parts += [x.masked_fill(unknown, UNKNOWN) for x in (distance, speed)]
         return torch.cat(parts, dim=-1)
 
     def bins(self, values: Tensor) -> Tensor:
@@ -196,8 +198,7 @@ class EventEncoder(nn.Module):
 
     def clock(self, event_time: Tensor) -> Tensor:
         """Sines and cosines [..., 8] of the time of day and of week; int64 [..., 1] ms."""
-        phases = [(event_time % period).to(torch.float32) / period for period, _ in CLOCK]
-        angles = torch.cat(phases, dim=-1) * self.frequency
+        angles = (event_time % self.period).to(torch.float32) * (self.frequency / self.period)
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
 
     def units(self, plain: Tensor, values: Tensor, event_time: Tensor, numeric: Tensor | None) -> list[Tensor]:
@@ -217,6 +218,7 @@ class Forecast(nn.Module):
     which: Tensor
     least: Tensor
     knots: Tensor
+    spread: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -227,6 +229,8 @@ class Forecast(nn.Module):
         least = [-math.inf] * plain + [UNKNOWN / 2] * (self.count - plain)
         self.register_buffer("least", torch.tensor(least))
         self.register_buffer("knots", torch.tensor(SURPRISE_KNOTS, dtype=torch.float32))
+        each = torch.eye(self.count).repeat_interleave(len(SURPRISE_KNOTS), dim=1)
+        self.register_buffer("spread", each, persistent=False)
 
     def surprise(self, state: Tensor, scaled: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """In standard deviations [..., Q], 0 where there is nothing to compare, and its squared error.
@@ -241,14 +245,16 @@ class Forecast(nn.Module):
         """
         mean, log_precision = torch.split(self.linear(state), self.count, dim=-1)
         log_precision = torch.clamp(log_precision, *LOG_PRECISION)
-        known = (values >= self.least).to(scaled.dtype)
-        away = torch.clamp((scaled - mean) * torch.exp(log_precision), -LARGEST_SURPRISE, LARGEST_SURPRISE) * known
-        return away, 0.5 * away * away - known * log_precision
+        known = values >= self.least
+        away = torch.clamp((scaled - mean) * torch.exp(log_precision), -LARGEST_SURPRISE, LARGEST_SURPRISE)
+        away = torch.where(known, away, 0.0)
+        return away, 0.5 * away * away - torch.where(known, log_precision, 0.0)
 
     def units(self, away: Tensor) -> Tensor:
         """Surprises [..., Q] as inputs of the head [..., Q * (1 + knots)]: as they are, and piecewise-linear."""
-        steps = torch.clamp(away[..., None] - self.knots, 0.0, 1.0)
-        return torch.cat([away / 3, steps.flatten(-2)], dim=-1)
+        # a product with ones: each surprise as often as there are knots, in fewer operators than a change of shape takes
+        steps = torch.clamp(away @ self.spread - torch.cat([self.knots] * self.count), 0.0, 1.0)
+        return torch.cat([away / 3, steps], dim=-1)
 
 
 class SequenceModel(nn.Module):
@@ -328,7 +334,7 @@ class SequenceModel(nn.Module):
             "last_time" + NEXT: times.gather(1, at)[:, 0],
         }
         if places is not None:
-            index = at[..., None].expand(-1, 1, places.shape[-1])
+            index = at[..., None].expand(-1, 1, 2 * self.spec.places)
             out["last_place" + NEXT] = places.gather(1, index)[:, 0]
         if loss is not None:
             out["forecast_loss"] = loss
@@ -421,6 +427,8 @@ class StepModel(nn.Module):
                 assert isinstance(table, nn.Embedding)
                 end = at + table.embedding_dim
                 tables.append(table.weight.double() @ weight[:, at:end].T)
+                if len(tables) == 1:  # each event has one category of the first column, and so the bias once
+                    tables[0] += bias
                 at = end
             offsets = [sum(spec.vocabularies[:c]) for c in range(len(spec.vocabularies))]
             self.register_buffer("tables", torch.cat(tables).float() if tables else torch.zeros(0))
@@ -442,15 +450,18 @@ class StepModel(nn.Module):
         # the mean is not folded into the bias: terms of a narrow feature would cancel and lose digits
         centred = values - encoder.mean
         dense = torch.cat([centred, *encoder.units(plain, values, time, numeric)], dim=-1)
-        first = torch.addmm(self.bias, dense, self.dense_weight)
+        bias = self.bias
         if spec.vocabularies:
-            first = first + self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)
-        z, direct = model.first(first)
+            bias = self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)
+        z, direct = model.first(torch.addmm(bias, dense, self.dense_weight))
         x = z[None]
         states = []
-        for layer, cell in enumerate(model.cells):
-            x, after = cell(x, inputs["h"][layer : layer + 1])
-            states.append(after)
+        # of one event, the state after it is all that a layer gives
+        for before, cell in zip(
+            torch.split(inputs["h"], 1) if spec.layers > 1 else [inputs["h"]], model.cells, strict=True
+        ):
+            _, x = cell(x, before)
+            states.append(x)
         sides = [x[0], z]
         if model.forecast is not None:
             at = model.forecast.which

@@ -161,7 +161,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a wide ring": (lambda m: m["serve"].update(window=60_000), "bytes of memory per user .* at most 524,288"),
     "a huge batch": (lambda m: m["serve"].update(max_batch=10**9), "serve.max_batch: seen 1000000000"),
     "a huge state": (state(axes=[1, "B", 10**9]), "state h: an axis: seen 1000000000; expected .* to 65,536"),
-    "a state of many axes": (state(axes=[60_000, "B", 60_000]), "43,200,000,932 bytes of memory per user"),
+    "a state of many axes": (state(axes=[60_000, "B", 60_000]), "100,800,000,996 bytes of memory per user"),
     "an axis below zero": (state(axes=[1, "B", -8]), "state h: an axis: seen -8"),
     "an axis as text": (state(axes=[1, "B", "T"]), "state h: an axis: seen 'T'"),
     "no users in a state": (state(axes=[1, 8]), "axes .*; expected 'B' once"),
@@ -240,7 +240,7 @@ def test_many_values_are_refused(cards: Bundle) -> None:
 def test_what_a_user_takes_is_what_the_service_keeps(cards: Bundle, rich: Bundle, plain: Bundle) -> None:
     for bundle in (cards, rich, plain):
         users = Memory(bundle, None).users  # type: ignore[arg-type]
-        kept = sum(array[0].nbytes for array in users.arrays.values())
+        kept = sum(array[0].nbytes for array in (*users.arrays.values(), *users.recent.values(), users.recent_at))
         assert user_bytes(bundle.manifest.graph, bundle.manifest.serve.window) == kept < USER_BYTES
 
 

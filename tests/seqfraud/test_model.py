@@ -372,10 +372,11 @@ def test_a_surprise_is_the_distance_from_the_forecast_in_its_spread() -> None:
     expected = [1.0, 2.0, 0.0]  # the distance is not known: below 0, unlike the number, which may be negative
     np.testing.assert_allclose(away[0].tolist(), expected, rtol=1e-6)
     np.testing.assert_allclose(loss[0].tolist(), [0.5 + math.log(2), 2.0, 0.0], rtol=1e-6)
-    units = forecast.units(torch.tensor([[1.5, -20.0]]))
-    assert units.shape == (1, 2 * 9)
-    np.testing.assert_allclose(units[0, 2:10].tolist(), [1, 1, 1, 0.5, 0, 0, 0, 0])
-    assert units[0, 10:].tolist() == [0.0] * 8
+    units = forecast.units(torch.tensor([[1.5, -20.0, 0.25]]))
+    assert units.shape == (1, 3 * 9)
+    np.testing.assert_allclose(units[0, 3:11].tolist(), [1, 1, 1, 0.5, 0, 0, 0, 0])
+    assert units[0, 11:19].tolist() == [0.0] * 8
+    assert units[0, 19:].tolist() == [1.0, 1.0, 0.25] + [0.0] * 5
 
 
 def test_a_forecast_sees_only_what_was_before() -> None:

@@ -14,7 +14,9 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from seqfraud import onnxfile
 from seqfraud.bundle import Bundle
 from seqfraud.errors import BundleError
-from seqfraud.onnxfile import check_graph
+from seqfraud.graph import NEXT
+from seqfraud.onnxfile import check_graph, with_outputs
+from seqfraud.runtime import SequenceGraph, initial_states, unpacked
 
 
 def specs(bundle: Bundle, which: str = "step") -> tuple[list[Any], list[Any]]:
@@ -291,3 +293,31 @@ def test_damaged_graphs_pass_or_are_bundle_errors(cards: Bundle, data: st.DataOb
 def test_any_bytes_are_bundle_errors(content: bytes) -> None:
     with pytest.raises(BundleError):
         check_graph(content, "x", [], [], features=0)
+
+
+# --- a model cut down to some of its outputs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cards", "plain", "rich"])
+def test_the_states_alone_come_out_as_with_the_scores(name: str, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(name)
+    spec = bundle.manifest.graph
+    inputs, _ = specs(bundle, "sequence")
+    wanted = [t.name for t in spec.state_outputs()]
+    cut = with_outputs(bundle.sequence, wanted)
+    check_graph(cut, "sequence.onnx", inputs, spec.state_outputs(), features=0)
+    onnx.checker.check_model(onnx.load_from_string(cut), full_check=True)
+    whole = onnx.load_from_string(bundle.sequence)
+    assert len(onnx.load_from_string(cut).graph.node) < 0.95 * len(whole.graph.node)
+    assert onnx.load_from_string(with_outputs(bundle.sequence, [o.name for o in whole.graph.output])).graph.output == (
+        whole.graph.output
+    )
+    rng = np.random.default_rng(0)
+    integers = rng.integers(2, 4, (5, 1 + spec.categorical))
+    integers[:, 0] = 1_700_000_000_000 + np.arange(5) * 1_000_000
+    values = rng.lognormal(1, 1, (5, spec.numeric + spec.context)).astype(np.float32)
+    graph, before = SequenceGraph(bundle.sequence, spec), initial_states(spec, 1)
+    got = graph.states_after(integers, values, before)
+    full = graph.run({**unpacked(spec, integers[None], values[None]), "length": np.array([5]), **before})
+    for state in spec.states:
+        np.testing.assert_allclose(got[state.name], full[state.name + NEXT], atol=1e-6)

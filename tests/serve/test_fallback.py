@@ -270,22 +270,22 @@ def test_a_late_event_whose_rebuilding_fails_is_not_stored(cards: Any, tmp_path:
     """The later states were once rebuilt after the record was stored: memory stayed behind the journal for ever."""
     with Service(cards, tmp_path, clock=lambda: 1000, fallback=LIMITS) as service:
         fill(service)
-        before, run = memory_of(service), service._sequence.run
+        before, run = memory_of(service), service._sequence.states_after
         calls: list[int] = []
 
-        def fails_at_last(inputs: Any) -> Any:
+        def fails_at_last(*args: Any) -> Any:
             calls.append(1)
             if len(calls) == failing:
                 raise RuntimeError("out of memory")
-            return run(inputs)
+            return run(*args)
 
-        service._sequence.run = fails_at_last  # type: ignore[method-assign]
+        service._sequence.states_after = fails_at_last  # type: ignore[method-assign]
         for failing in (1, 2):
             calls.clear()
             assert score(service, id="late", time=START - 4 * HOUR + 1)["degraded"] is True
             assert len(calls) == failing
             assert memory_of(service) == before
-        service._sequence.run = run  # type: ignore[method-assign]
+        service._sequence.states_after = run  # type: ignore[method-assign]
         assert score(service, id="late", time=START - 4 * HOUR + 1)["late"] is True
 
 

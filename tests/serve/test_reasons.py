@@ -7,12 +7,14 @@ amount, without the labels, the events before it as another user's. What the rea
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ import serve.reasons
 from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
 from seqfraud.policy import Policy, Thresholds
-from serve.reasons import NOTICEABLE
+from serve.reasons import NOTICEABLE, UNEXPLAINED
 from serve.service import Service
 
 MINUTE = 60_000
@@ -152,16 +154,52 @@ def test_every_kind_of_model_explains_whatever_comes(name, request, fresh, every
     assert codes >= {"recent_history", "new_category:kind", amount}
 
 
-def test_a_graph_that_fails_for_reasons_changes_nothing(cards, fresh, memory_of, monkeypatch):
+def test_where_reasons_fail_the_score_and_the_decision_go_out_without(cards, fresh, memory_of, monkeypatch, caplog):
+    """One line in the log says that it began and one that it is over; all else is as if they had not failed."""
+    service, twin = fresh(suspicious(cards)), fresh(suspicious(cards))
+    rows = cards_rows(7)
+    for row in rows[:3]:
+        assert score(service, row) == score(twin, row)
+    with monkeypatch.context() as patch:
+        patch.setattr(service._step, "logits", lambda inputs: 1 / 0)
+        for row in rows[3:5]:
+            answer = score(service, row)
+            assert answer["reasons"] == [msgspec.to_builtins(UNEXPLAINED)]
+            assert {**score(twin, row), "reasons": answer["reasons"]} == answer
+    for row in rows[5:]:
+        assert score(service, row) == score(twin, row)
+    assert memory_of(service) == memory_of(twin)
+    assert service._explainer.failures == 2
+    said = [record.getMessage() for record in caplog.records if record.name == "serve.reasons"]
+    assert said == ["reasons cannot be worked out: ZeroDivisionError", "reasons are worked out again"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_history_without_its_end_is_that_of_a_service_that_has_to_run_it_again(
+    cards, fresh, everything, monkeypatch, late
+):
+    """The states before the newest events are kept until one is inserted before them, and never when a service starts."""
     service = fresh(suspicious(cards))
-    for row in cards_rows(3):
+    noon = START + 10 * DAY + 12 * HOUR
+    session = [
+        {**cards_rows(1)[0], "id": f"s{n}", "time": noon + n * 10 * MINUTE, "amount": 25.0 + n} for n in range(3)
+    ]
+    for row in [*cards_rows(10), *session[:2]]:
         score(service, row)
-    before = memory_of(service)
-    monkeypatch.setattr(service._step, "logits", lambda inputs: 1 / 0)
-    with pytest.raises(RequestError) as refused:
-        score(service, {**cards_rows(4)[-1], "amount": 500.0})
-    assert (refused.value.status, refused.value.code) == (503, "model_unavailable")
-    assert memory_of(service) == before
+    if late:
+        score(service, {**session[0], "id": "late", "time": noon - 5 * HOUR})
+    runs = []
+    real = service._sequence.states_after
+    monkeypatch.setattr(service._sequence, "states_after", lambda *args: runs.append(args) or real(*args))
+    shutil.copytree(service._state, service._state.parent / "copy")
+    answer = score(service, session[2])
+    assert "rapid_succession" in {reason["code"] for reason in answer["reasons"]}
+    assert bool(runs) == late
+    with Service(service.bundle, service._state.parent / "copy", clock=lambda: 1000, fold_above=0) as other:
+        again = score(other, session[2])
+    assert [(r["code"], r["contribution"]) for r in again["reasons"]] == [
+        (r["code"], pytest.approx(r["contribution"], abs=1e-3)) for r in answer["reasons"]
+    ]
 
 
 def test_what_is_approved_costs_nothing(cards, fresh, monkeypatch):

@@ -89,7 +89,9 @@ class World:
             inputs = unpacked(spec, integers[None, :first], values[None, :first])
             outputs = self.graph.run({**inputs, "length": np.array([first]), **states})
             states = {s.name: outputs[s.name + NEXT] for s in spec.states}
-        past = Past(integers[first:-1], values[first:-1], ((0, states),))
+        past = Past(
+            integers[first:-1], values[first:-1], ((0, {s.name: s.to_rows(states[s.name]) for s in spec.states}),)
+        )
         amount = float(values[-1, 0])
         return Situation(integers[-1], values[-1], amount, self.explainer.states_before(past), past)
 

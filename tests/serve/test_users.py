@@ -52,17 +52,14 @@ class Sequence:
     def __init__(self) -> None:
         self.events = 0
 
-    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        assert all(array.flags["C_CONTIGUOUS"] for array in inputs.values())
-        code, last = inputs["code"][:, 0].copy(), inputs["last_time"].copy()
-        (length,) = inputs["length"]
-        assert inputs["event_time"].shape == (1, length)
-        for t in range(length):
-            others = inputs["categorical"][0, t, 0] + inputs["numeric"][0, t, 0] + inputs["context"][0, t, 0]
-            code = (code * BASE + [inputs["event_time"][0, t], int(others)]) % PRIME
-            last = inputs["event_time"][:, t]
-        self.events += int(length)
-        return {"code" + NEXT: code[:, None], "last_time" + NEXT: last}
+    def states_after(self, integers: Any, values: Any, states: dict[str, Any]) -> dict[str, Any]:
+        assert all(array.flags["C_CONTIGUOUS"] for array in states.values())
+        code, last = states["code"][:, 0].copy(), states["last_time"].copy()
+        for (time, category), others in zip(integers.tolist(), values.tolist(), strict=True):
+            code = (code * BASE + [time, int(category + sum(others))]) % PRIME
+            last = np.array([time])
+        self.events += len(integers)
+        return {"code": code[:, None], "last_time": last}
 
 
 class Twin:
@@ -121,6 +118,9 @@ class Twin:
             wanted = folded(dropped + ring[:place])
             assert before["code"][:, 0].tolist() == wanted["code"]
             assert before["last_time"].tolist() == [wanted["last_time"]]
+            for at, rows in table.before(slot, place).states:
+                assert {state: row.tolist()[0] for state, row in rows.items()} == folded(dropped + ring[:at])
+                assert at <= place
 
 
 def event(time: int, mark: int = 0) -> tuple[int, int, int, int]:
@@ -295,9 +295,9 @@ def test_a_model_without_numbers_and_context_has_no_values():
         inputs = {"integers": np.zeros((1, 1), np.int64)}  # noqa: RUF012
         outputs = {"last_time" + NEXT: np.zeros(1, np.int64)}  # noqa: RUF012
 
-        def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-            assert set(inputs) == {"event_time", "length", "last_time"}
-            return {"last_time" + NEXT: inputs["event_time"][:, -1]}
+        def states_after(self, integers: Any, values: Any, states: dict[str, Any]) -> dict[str, Any]:
+            assert (values.shape, set(states)) == ((len(integers), 0), {"last_time"})
+            return {"last_time": integers[-1:, 0]}
 
     graph = Times()
     slot = table.slot("ann")
