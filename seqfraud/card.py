@@ -19,7 +19,7 @@ from seqfraud.modelevents import Event, Standing
 from seqfraud.policy import NEVER, Policy
 
 GATE = "gate.json"
-"""The attachment in which a gate says whether a challenger passes, `passes` and `words`."""
+"""The attachment in which a gate says whether a challenger `passed`, and why: `criteria`, each with `words`."""
 LITTLE_FRAUD = 100
 """Fewer frauds than that leave every figure uncertain."""
 OFF_SLOPE = (0.8, 1.25)
@@ -282,14 +282,18 @@ def _gate(content: bytes | None) -> list[str]:
         return [f"No {GATE} is attached: nothing says that it was compared with the champion."]
     try:
         found = _mapping(json.loads(content))
-    except ValueError:
+    except (ValueError, RecursionError):
         return [f"{GATE} is attached and cannot be read."]
-    passes, words = found.get("passes"), found.get("words")
-    listed = [words] if isinstance(words, str) else words if isinstance(words, list) else []
-    verdict = f"{GATE} does not say whether it passed."
-    if isinstance(passes, bool):
-        verdict = "It passed." if passes else "It did not pass."
-    return [verdict, *(["", *(f"- {_text(w)}" for w in listed)] if listed else [])]
+    passed, criteria = found.get("passed"), found.get("criteria")
+    if not isinstance(passed, bool):
+        return [f"{GATE} does not say whether it passed."]
+    against = f" against {_text(found['champion'])}" if "champion" in found else ""
+    out = [f"It {'passed' if passed else 'did not pass'}{against}."]
+    rows = [
+        (_text(one.get("name", "")), _text(one.get("passed", "")), _text(one.get("words", "")))
+        for one in map(_mapping, criteria if isinstance(criteria, list) else [])
+    ]
+    return [*out, "", *_table(("criterion", "passed", ""), rows)] if rows else out
 
 
 def _history(model: str, events: Iterable[Event]) -> list[str]:

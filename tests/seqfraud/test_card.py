@@ -81,7 +81,8 @@ def test_a_card_says_what_the_manifest_and_the_events_say(described: Any) -> Non
         Event("2025-04-13T10:00:00Z", "eve", "promote", "0" * 16, "newer", bundle.id),
     ]
     standing = Standing((OTHER, bundle.id, "0" * 16), (OTHER, bundle.id, "0" * 16))
-    gate = json.dumps({"passes": True, "words": ["average precision 0.5 against 0.4", "no segment worse"]}).encode()
+    criteria = [{"name": "better", "passed": True, "words": "0.5, the champion's 0.4"}, {"name": "parity"}]
+    gate = json.dumps({"passed": True, "champion": OTHER, "criteria": criteria}).encode()
     text = card(bundle, standing, events, {"gate.json": gate})
     said = sections(text)
     assert text.startswith(f"# Model {bundle.id}\n")
@@ -101,10 +102,12 @@ def test_a_card_says_what_the_manifest_and_the_events_say(described: Any) -> Non
         "logit 3e-06 (allowed 0.001). Probabilities from 0.001 to 0.99 were visited."
     )
     assert said["Gate"].splitlines() == [
-        "It passed.",
+        f"It passed against {OTHER}.",
         "",
-        "- average precision 0.5 against 0.4",
-        "- no segment worse",
+        "| criterion | passed |  |",
+        "| --- | --- | --- |",
+        "| better | True | 0.5, the champion's 0.4 |",
+        "| parity |  |  |",
     ]
     assert said["History"].splitlines()[2:] == [
         "| 2025-04-01T10:00:00Z | added | ann | nightly |",
@@ -167,8 +170,10 @@ def test_a_policy_by_cost_declines_without_a_threshold(described: Any) -> None:
         (b"{", "cannot be read"),
         (b"\xff", "cannot be read"),
         (b"[]", "does not say whether it passed"),
-        (b'{"passes": "yes"}', "does not say whether it passed"),
-        (b'{"passes": false, "words": "worse"}', "It did not pass.\n\n- worse"),
+        (b"[" * 100_000, "cannot be read"),
+        (b'{"passed": "yes"}', "does not say whether it passed"),
+        (b'{"passed": false, "criteria": "worse"}', "It did not pass."),
+        (b'{"passed": false, "criteria": [3, {"name": "<b>"}]}', "|  |  |  |\n| \\<b\\> |  |  |"),
     ],
 )
 def test_a_gate_file_may_hold_anything(cards: Bundle, content: bytes, words: str) -> None:

@@ -400,8 +400,8 @@ def test_what_is_attached_is_kept_by_the_model_and_changes_no_id(registry: Regis
     assert registry.attached(abc[0]) == {}
     registry.attach(abc[0], "gate.json", b"{}")
     registry.attach(abc[0], "monitor-2024-01-01.html", b"<p>")
-    file = registry.attach(abc[0], "gate.json", b'{"passes": true}')
-    assert file.read_bytes() == b'{"passes": true}'
+    file = registry.attach(abc[0], "gate.json", b'{"passed": true}')
+    assert file.read_bytes() == b'{"passed": true}'
     assert list(registry.attached(abc[0])) == ["gate.json", "monitor-2024-01-01.html"]
     assert registry.attached(abc[1]) == {}
     assert registry.open(abc[0]).id == abc[0]
@@ -426,8 +426,8 @@ def test_the_card_of_every_model_that_an_event_concerns_is_written_again(registr
     registry.rollback("bob", "too many declined")
     assert f"champion again, after {b} | bob | too many declined |" in on_disk(a)
     assert "| role | in the registry |" in on_disk(b)
-    registry.attach(b, "gate.json", b'{"passes": false, "words": ["a segment is worse"]}')
-    assert "It did not pass.\n\n- a segment is worse" in on_disk(b)
+    registry.attach(b, "gate.json", b'{"passed": false, "champion": "the first"}')
+    assert "It did not pass against the first." in on_disk(b)
     for model in abc:
         assert on_disk(model) == registry.card(model)
 

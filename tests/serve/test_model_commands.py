@@ -107,7 +107,7 @@ def test_diff_takes_names_and_bundle_folders(run: Any, two: tuple[Bundle, Bundle
 
 
 def test_attach_and_export(run: Any, folder: Path, two: tuple[Bundle, Bundle], tmp_path: Path) -> None:
-    (tmp_path / "gate.json").write_text('{"passes": true}')
+    (tmp_path / "gate.json").write_text('{"passed": true}')
     assert run("attach", "champion", tmp_path / "gate.json")[1] == f"gate.json is kept by {two[1].id}\n"
     assert "It passed." in (folder / "cards" / f"{two[1].id}.md").read_text()
     assert run("export", "champion", "--mlflow", tmp_path / "mlflow")[0] == 0
