@@ -12,7 +12,6 @@ name, so that a name stands for a whole bundle, whenever the process dies.
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +148,8 @@ class Registry:
                 self._add_signatures(bundle, final)
                 verify_bundle(final, self._trusted)
             else:
-                temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._bundles))
+                temporary = self._bundles / f"{_UNFINISHED}{os.getpid()}"
+                temporary.mkdir()
                 try:
                     self._copy(opened, bundle, temporary)
                     verify_bundle(temporary, self._trusted)
@@ -257,7 +257,6 @@ class Registry:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
-            to.chmod(0o755)
             sync_folder(to)
         except OSError as error:
             raise RegistryError(f"{to}: cannot be written: {error.strerror}") from error

@@ -80,11 +80,17 @@ def models(
     if registry is None:
         raise ConfigError("models: expected --registry, the folder of the models")
     held = Registry(registry, trusted_keys(trusted))
-    who = getpass.getuser() if author is None else author
     if action in ("list", "show", "diff", "card"):
         _look(held, action, given, json)
     else:
-        _change(held, action, given, who, reason, mlflow, json)
+        _change(held, action, given, _user() if author is None else author, reason, mlflow, json)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise ConfigError("--author: missing, and this machine does not know who you are") from error
 
 
 def _look(held: Registry, action: ModelAction, given: tuple[str, ...], json: bool) -> None:

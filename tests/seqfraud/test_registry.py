@@ -136,6 +136,36 @@ def test_two_processes_add_at_once(bundles: tuple[Bundle, ...], tmp_path: Path) 
         registry.open(bundle.id)
 
 
+CHANGE = """
+import sys
+from pathlib import Path
+from seqfraud.registry import Registry
+registry = Registry(Path(sys.argv[1]))
+while True:
+    for act in (registry.challenge, registry.withdraw):
+        act(sys.argv[2], "ann", "back and forth")
+        print(flush=True)
+"""
+
+
+@pytest.mark.parametrize("heard", [1, 8, 21])
+def test_a_killed_process_leaves_what_it_said_was_done(registry: Registry, abc: list[str], heard: int) -> None:
+    """And at most one event more, which it was about to say."""
+    before = len(registry.events())
+    args = [sys.executable, "-c", CHANGE, str(registry.folder), abc[0]]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for _ in range(heard):
+            process.stdout.readline()
+        process.kill()
+        said = heard + len(process.stdout.read())
+    done = [event.action for event in registry.events()[before:]]
+    assert said <= len(done) <= said + 1
+    assert done == ["challenge", "withdraw"] * (len(done) // 2) + ["challenge"] * (len(done) % 2)
+    registry.promote(abc[0], "bob", WHY)
+    assert registry.standing() == Standing(tuple(abc), (abc[0],), ())
+
+
 def test_threads_that_write_at_once_lose_nothing(registry: Registry, abc: list[str]) -> None:
     registry.promote(abc[0], "ann", WHY)
 
