@@ -251,6 +251,7 @@ def test_the_time_of_a_request_ends_before_it_is_begun_or_not_at_all() -> None:
         part.ask(HTTP_X_REQUEST_TIMEOUT_MS="1")
     part.app = lambda environ: None
     assert part.ask(HTTP_X_REQUEST_TIMEOUT_MS="1") == b"ok", "nothing asked any more: it was begun"
+    assert part.admission.refusals == {"waited": 0, "deadline": 2, "batches": 0, "bodies": 0}
 
 
 def test_what_was_begun_in_time_may_go_on() -> None:
@@ -273,6 +274,7 @@ def test_what_was_begun_in_time_may_go_on() -> None:
     with pytest.raises(RequestError) as caught:
         part.ask()
     assert (caught.value.status, caught.value.code) == OVERLOADED
+    assert part.admission.refusals == {"waited": 1, "deadline": 0, "batches": 0, "bodies": 0}
 
 
 def test_large_bodies_share_a_budget_and_give_it_back() -> None:
@@ -294,6 +296,7 @@ def test_large_bodies_share_a_budget_and_give_it_back() -> None:
     assert part.ask(bytes(100_000)) == b"ok", "all of it was given back"
     with pytest.raises(RequestError, match="too many large bodies"):
         part.ask(bytes(100_001))
+    assert part.admission.refusals == {"waited": 0, "deadline": 0, "batches": 0, "bodies": 2}
 
 
 @pytest.mark.parametrize("framing", [{"HTTP_TRANSFER_ENCODING": "chunked"}, {"CONTENT_LENGTH": "9" * 30}])
@@ -326,6 +329,7 @@ def test_batches_take_turns_and_those_that_wait_too_long_are_refused() -> None:
         go_on.set()
         assert first.result() == b"ok"
     assert part.ask(body) == b"ok"
+    assert part.admission.refusals == {"waited": 0, "deadline": 0, "batches": 1, "bodies": 0}
 
 
 def test_a_batch_that_waits_for_the_disk_ends_its_turn() -> None:
