@@ -41,6 +41,10 @@ COMMANDS = {
     "keys": Command("serve.commands", "keys", "Make, list and revoke the service's API keys."),
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
+    "retrain": Command(
+        "serve.retrain_commands", "retrain", "Train a challenger on the journal; does it pass the gate?"
+    ),
+    "gate": Command("serve.retrain_commands", "gate", "Whether a bundle may take the champion's place, and why."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.bundle import Parity
+from seqfraud.config import format_instant
 from seqfraud.metrics import (
     LOGIT_LIMIT,
     Floats,
@@ -28,9 +29,10 @@ from seqfraud.metrics import (
     paired_bootstrap,
 )
 
-__all__ = ["Compared", "Criterion", "GateReport", "GateSettings", "Latency", "judge"]
+__all__ = ["USUAL", "Compared", "Criterion", "GateReport", "GateSettings", "Latency", "Period", "judge"]
 
 ENOUGH = "enough to compare"
+UNSEEN = "unseen"
 BETTER = "average precision"
 SEGMENTS = "segments"
 CALIBRATION = "calibration"
@@ -69,6 +71,9 @@ class GateSettings:
     seed: int = 0
 
 
+USUAL = GateSettings()
+
+
 @dataclass(frozen=True)
 class Compared:
     """N matured transactions, scored by both.
@@ -98,6 +103,15 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Period:
+    """Times in ms: what is compared is from `begin` on and before `end`; labels known until `labels_until` were fitted."""
+
+    begin: int
+    end: int
+    labels_until: int
+
+
+@dataclass(frozen=True)
 class Latency:
     """Microseconds of one step, the median of calls that took turns."""
 
@@ -119,7 +133,8 @@ class Criterion:
 class GateReport:
     """What came out: passed if every criterion did.
 
-    `compared` says on what: for people and programs that read it later.
+    `compared` says on what: for people and programs that read it later. `let_through` counts those that stand for others
+    that were declined.
     """
 
     champion: str
@@ -167,15 +182,15 @@ def judge(
     rows: Compared,
     parity: Parity,
     latency: Latency,
-    compared: Mapping[str, Any],
-    settings: GateSettings = GateSettings(),
+    period: Period,
+    settings: GateSettings = USUAL,
 ) -> GateReport:
     """Every criterion, also after one failed: all the reasons are worth knowing.
 
     Args:
         champion, challenger: ids of the bundles.
         parity: of the challenger's bundle, as measured at its export.
-        compared: on what, for the report.
+        period: which time the rows are from.
     """
     counted = rows.weight > 0
     frauds = int((rows.fraud & counted).sum())
@@ -183,9 +198,25 @@ def judge(
     measured: list[Criterion] = []
     if enough.passed:
         measured = [_better(rows, settings), _segments(rows, settings), _calibration(rows, settings)]
-    on = {**compared, "rows": int(counted.sum()), "frauds": frauds, "users": len(np.unique(rows.user[counted]))}
-    criteria = (enough, *measured, _parity(parity), _latency(latency, settings))
-    return GateReport(champion, challenger, on, criteria)
+    compared = {
+        "from": format_instant(period.begin),
+        "to": format_instant(period.end),
+        "rows": int(counted.sum()),
+        "frauds": frauds,
+        "users": len(np.unique(rows.user[counted])),
+        "let_through": int((rows.weight > 1).sum()),
+    }
+    criteria = (_unseen(period), enough, *measured, _parity(parity), _latency(latency, settings))
+    return GateReport(champion, challenger, compared, criteria)
+
+
+def _unseen(period: Period) -> Criterion:
+    until, begin = format_instant(period.labels_until), format_instant(period.begin)
+    passed = period.labels_until <= period.begin
+    words = f"fitted on labels known until {until}, compared from {begin} on"
+    if not passed:
+        words += ": what it learnt by heart would count for it"
+    return Criterion(UNSEEN, passed, words, {"labels_until": until, "from": begin})
 
 
 def _enough(rows: Compared, frauds: int, settings: GateSettings) -> Criterion:

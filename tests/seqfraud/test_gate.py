@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from seqfraud.bundle import Parity
-from seqfraud.gate import Compared, GateReport, GateSettings, Latency, _segments, judge
+from seqfraud.gate import Compared, GateReport, GateSettings, Latency, Period, _segments, judge
 from seqfraud.metrics import Floats
 
 SETTINGS = GateSettings(rounds=60)
 PARITY = Parity(1e-5, 1e-3, {"sequence": {"probability": 2e-7, "logit": 1e-5, "integer state": 0.0},
                              "probabilities visited": {"lowest": 0.0, "highest": 1.0}})  # fmt: skip
 LATENCY = Latency(champion=20.0, challenger=22.0)
+PERIOD = Period(begin=1_767_225_600_000, end=1_768_435_200_000, labels_until=1_767_225_600_000)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -38,7 +39,7 @@ def rows_of(gain: float, seed: int = 0, count: int = 4000) -> Compared:
 
 
 def outcome(rows: Compared, parity: Parity = PARITY, latency: Latency = LATENCY, settings: GateSettings = SETTINGS):
-    report = judge("old", "new", rows, parity, latency, {"from": "2026-01-01"}, settings)
+    report = judge("old", "new", rows, parity, latency, PERIOD, settings)
     return report, {c.name: c for c in report.criteria}
 
 
@@ -50,18 +51,21 @@ def better() -> Compared:
 def test_a_better_challenger_passes_with_words_and_figures(better):
     report, found = outcome(better)
     assert report.passed
-    assert list(found) == ["enough to compare", "average precision", "segments", "calibration", "parity", "latency"]
+    assert list(found) == [
+        "unseen", "enough to compare", "average precision", "segments", "calibration", "parity", "latency",
+    ]  # fmt: skip
     figures = found["average precision"].figures
     assert figures["low"] > 0
     assert figures["difference"] == pytest.approx(figures["challenger"] - figures["champion"])
     assert "surely better" in found["average precision"].words
     assert {s["segment"] for s in found["segments"].figures["segments"]} >= {"kind = food", "kind = missing"}
     assert report.compared == {
-        "from": "2026-01-01", "rows": 4000, "frauds": int(better.fraud.sum()), "users": 300,
+        "from": "2026-01-01T00:00:00Z", "to": "2026-01-15T00:00:00Z", "rows": 4000,
+        "frauds": int(better.fraud.sum()), "users": 300, "let_through": 0,
     }  # fmt: skip
     lines = report.text().splitlines()
     assert lines[0] == "challenger new against champion old: passed"
-    assert [line.split()[0] for line in lines[1:]] == ["ok"] * 6
+    assert [line.split()[0] for line in lines[1:]] == ["ok"] * 7
     assert GateReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report
 
 
@@ -168,7 +172,7 @@ def test_too_few_frauds_decide_nothing(frauds, words):
     rows = Compared(fraud, 1 - p, p, np.arange(500), np.ones(500))
     report, found = outcome(rows)
     assert not report.passed
-    assert list(found) == ["enough to compare", "parity", "latency"]
+    assert list(found) == ["unseen", "enough to compare", "parity", "latency"]
     assert found["enough to compare"].words.startswith(words)
 
 
@@ -188,6 +192,14 @@ def test_what_stands_for_nothing_does_not_count_and_what_stands_for_more_counts_
                 a, b = (found["calibration"].figures[measure][name] for found in (one, other))
                 assert a == pytest.approx(b, rel=1e-6, abs=1e-9)
     assert one["enough to compare"].figures["rows"] == kept.sum()
+
+
+def test_what_was_fitted_is_no_test():
+    few = Compared(np.zeros(1, bool), np.ones(1), np.ones(1), np.zeros(1, int), np.ones(1))
+    for until, passes in ((PERIOD.begin, True), (PERIOD.begin + 1, False)):
+        report = judge("old", "new", few, PARITY, LATENCY, replace(PERIOD, labels_until=until), SETTINGS)
+        assert report.criteria[0].passed == passes
+        assert ("learnt by heart" in report.criteria[0].words) == (not passes)
 
 
 def measured(**figures: Any) -> Parity:
