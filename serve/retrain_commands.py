@@ -76,6 +76,8 @@ def retrain(
         raise ConfigError(
             f"{config}: other columns than those of the champion {against.id}; expected its configuration"
         )
+    if loaded.data.label_delay != against.manifest.context.label_delay:
+        raise ConfigError(f"{config}: data.label_delay is not the champion's; maturity would mean two things")
     original = retraining.original_data(config, data)
     out.mkdir(parents=True, exist_ok=True)
     file = out.resolve() / "data.parquet"

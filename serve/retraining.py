@@ -315,10 +315,11 @@ def compare(
     Raises:
         RunError: one of the two cannot score the journal, or the challenger does not say what it was fitted on.
     """
-    scores = [score_journal(bundle, state, threads) for bundle in (champion, challenger)]
     manifest = challenger.manifest
     delay = champion.manifest.context.label_delay
+    # before the scores: what comes meanwhile is in them too, and is not asked for
     read = read_journal(state, manifest.schema, since=cuts.test_start, until=cuts.now, fields=True)
+    scores = [score_journal(bundle, state, threads) for bundle in (champion, challenger)]
     table = read.table
     assert read.fields is not None
     rows = matured(table, cuts.now, delay) & (table["time"].to_numpy() < cuts.test_end)
