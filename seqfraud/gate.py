@@ -148,13 +148,12 @@ class GateReport:
         return all(criterion.passed for criterion in self.criteria)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as gate.json holds it: `passes` and `words` are what a model's card shows."""
+        """Plain data, as gate.json holds it."""
         criteria = [
             {"name": c.name, "passed": c.passed, "words": c.words, "figures": dict(c.figures)} for c in self.criteria
         ]
         return {
-            "passes": self.passed,
-            "words": [f"{c.name}: {c.words}" for c in self.criteria],
+            "passed": self.passed,
             "champion": self.champion,
             "challenger": self.challenger,
             "compared": dict(self.compared),

@@ -68,7 +68,7 @@ def test_a_better_challenger_passes_with_words_and_figures(better):
     assert [line.split()[0] for line in lines[1:]] == ["ok"] * 7
     plain = json.loads(json.dumps(report.as_dict()))
     assert GateReport.from_dict(plain) == report
-    assert (plain["passes"], len(plain["words"])) == (True, 7)
+    assert (plain["passed"], len(plain["criteria"])) == (True, 7)
 
 
 def test_the_same_model_again_is_not_better(better):

@@ -260,7 +260,7 @@ def test_a_challenger_is_trained_passes_and_a_bad_one_is_refused(
     assert code == 0, words
     report = json.loads((out / "gate.json").read_text())
     new = open_bundle(out / "bundle")
-    assert (report["passes"], report["champion"], report["challenger"]) == (True, champion.id, new.id)
+    assert (report["passed"], report["champion"], report["challenger"]) == (True, champion.id, new.id)
     assert words.startswith(f"challenger {new.id} against champion {champion.id}: passed")
     assert (models.champion, models.challengers) == (champion.id, (new.id,))
     assert json.loads(models.attached(new.id)["gate.json"].read_text()) == report
@@ -280,7 +280,7 @@ def test_a_challenger_is_trained_passes_and_a_bad_one_is_refused(
     assert lines["average precision"].strip().startswith("NO")
     assert "surely worse" in lines["average precision"]
     assert "NO" in lines["parity"]  # a drawn bundle's manifest has no check
-    assert not json.loads((tmp_path / "bad.json").read_text())["passes"]
+    assert not json.loads((tmp_path / "bad.json").read_text())["passed"]
     code, words = run("gate", new.path, *where, "--champion", champion.path, "--compare", "20d", "--json")
     assert code == 3
     assert json.loads(words)["criteria"][0]["name"] == "unseen"
