@@ -30,7 +30,6 @@ RegistryOption = Annotated[
 ChampionOption = Annotated[
     Path | None, typer.Option(help="Instead: the bundle that is compared with.", metavar="BUNDLE")
 ]
-UntilOption = TimeOption
 CompareOption = Annotated[str, typer.Option(help="How much matured time is compared on.", metavar="DURATION")]
 ChallengeOption = Annotated[
     bool, typer.Option("--challenge", help="With --registry: let it score in shadow, if it passes.")
@@ -45,7 +44,7 @@ def retrain(
     data: Annotated[Path | None, typer.Option(help="Original files; default data.path, where it is there.")] = None,
     registry: RegistryOption = None,
     champion: ChampionOption = None,
-    until: UntilOption = None,
+    until: TimeOption = None,
     compare: CompareOption = "14d",
     challenge: ChallengeOption = False,
     author: AuthorOption = AUTHOR,
@@ -80,6 +79,7 @@ def retrain(
         raise ConfigError(f"{config}: data.label_delay is not the champion's; maturity would mean two things")
     original = retraining.original_data(config, data)
     out.mkdir(parents=True, exist_ok=True)
+    (out / GATE).unlink(missing_ok=True)  # of another challenger
     file = out.resolve() / "data.parquet"
     text = retraining.challenger_config(config, loaded, file, cuts)
     found = retraining.write_training_data(loaded, state, original, identifier_key, cuts.now, file)
@@ -101,7 +101,7 @@ def gate(
     out: Annotated[Path | None, typer.Option(help="gate.json to write.")] = None,
     registry: RegistryOption = None,
     champion: ChampionOption = None,
-    until: UntilOption = None,
+    until: TimeOption = None,
     compare: CompareOption = "14d",
     challenge: ChallengeOption = False,
     author: AuthorOption = AUTHOR,
