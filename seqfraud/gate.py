@@ -160,12 +160,6 @@ class GateReport:
             "criteria": criteria,
         }
 
-    @staticmethod
-    def from_dict(raw: Mapping[str, Any]) -> "GateReport":
-        """The inverse of `as_dict`; KeyError where something is missing."""
-        criteria = tuple(Criterion(c["name"], c["passed"], c["words"], c["figures"]) for c in raw["criteria"])
-        return GateReport(raw["champion"], raw["challenger"], raw["compared"], criteria)
-
     def text(self) -> str:
         """One line for the outcome and one for each criterion."""
         refused = [c.name for c in self.criteria if not c.passed]

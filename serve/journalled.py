@@ -5,7 +5,7 @@ being written at the end is left out. Letters: N transactions, K numbers of a co
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,6 @@ def read_journal(
     until: int | None = None,
     fields: bool = False,
     context: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Journalled:
     """The journal of a state folder as a table.
 
@@ -118,7 +117,6 @@ def read_journal(
         until: what was known at this moment (ms): transactions of an earlier time, labels known before it.
         fields: the declared fields too.
         context: what was read of the entities too.
-        progress: called with the number of records that were read.
 
     Raises:
         RunError: there is no journal, it is damaged, or holds other fields.
@@ -146,8 +144,6 @@ def read_journal(
                 if record.seq > after_seq and begin <= record.time < end:
                     kept.append(record)
         last_seq = frame.seq + frame.taken - 1
-        if progress is not None:
-            progress(frame.taken)
     rows = _rows(kept) if fields or schema.amount is not None else []
     return Journalled(
         table=_table(kept, labels, rows, schema),
