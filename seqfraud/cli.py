@@ -42,6 +42,10 @@ COMMANDS = {
     "models": Command("serve.model_commands", "models", "Models in a folder: add, compare, promote, roll back."),
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
+    "retrain": Command(
+        "serve.retrain_commands", "retrain", "Train a challenger on the journal; does it pass the gate?"
+    ),
+    "gate": Command("serve.retrain_commands", "gate", "Whether a bundle may take the champion's place, and why."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
     "labels": Command("serve.label_commands", "labels", "Say in bulk what was fraud."),
 }
