@@ -31,6 +31,9 @@ LOGIT_LIMIT = 1e-7
 
 DAY_MS = 86_400_000
 
+Z95 = 1.959963984540054
+"""Of a 95 % interval."""
+
 NEWTON_STEPS = 100
 SMALLEST_STEP = 1e-9
 CONVERGED = 1e-12
@@ -605,6 +608,20 @@ def _daily_share(days: Codes, part: Floats, whole: Floats) -> DailyShare | None:
     shares = part_of_day[defined] / whole_of_day[defined]
     total = part_of_day.sum() / whole_of_day.sum()
     return DailyShare(float(shares.mean()), float(total), int(defined.sum()))
+
+
+# --- Shares ---------------------------------------------------------------------------------------
+
+
+def wilson(hits: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a binomial share (Wilson 1927), which stays inside 0..1 and is honest for few rows."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, Z95 * Z95
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    # at the ends the formula gives the end itself, less a rounding
+    return (0.0 if hits <= 0 else middle - half), (1.0 if hits >= count else middle + half)
 
 
 # --- Bootstrap ------------------------------------------------------------------------------------

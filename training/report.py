@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 from seqfraud.choosing import DECLINE_PRECISION
 from seqfraud.config import DAY_MS, DecisionConfig, duration_words, parse_instant
 from seqfraud.files import replaced_file
-from seqfraud.metrics import Interval, precision_recall_curve
+from seqfraud.metrics import Interval, precision_recall_curve, wilson
 from seqfraud.policy import NEVER, Costs
 from training.charts import (
     ABOVE,
@@ -61,7 +61,6 @@ from training.report_data import (
     money_text,
     read_baselines,
     report_content,
-    wilson,
 )
 from training.worth import CHOSEN, NO_MODEL
 
