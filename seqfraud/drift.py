@@ -33,6 +33,8 @@ SURE = 0.01
 """Of all comparisons that are made together, the chance that any is called drift without one."""
 HALF = 0.5
 """Added to every bin, so that none is empty (Jeffreys)."""
+LEAST_SHARE = 1e-3
+"""Of a bin of a reference: against a bin that was as good as empty, a few rows would be infinitely many."""
 
 
 def groups_of(user: npt.ArrayLike, groups: int = GROUPS) -> Codes:
@@ -53,7 +55,7 @@ def counts_of(bins: npt.NDArray[np.integer[Any]], group: Codes, k: int) -> Count
 def edges_of(values: npt.ArrayLike) -> list[float]:
     """Edges of about ten bins of equal frequency and of the highest hundredth, NaN left out; atoms have one of their own.
 
-    Bin i holds what is above edge i - 1 and at most edge i.
+    Bin i holds what is above edge i - 1 and at most edge i; where all values are one, the last bin is what is above it.
     """
     present = np.asarray(values, dtype=np.float64)
     present = present[~np.isnan(present)]
@@ -62,7 +64,7 @@ def edges_of(values: npt.ArrayLike) -> list[float]:
     levels = [*np.linspace(0, 1, 11)[:-1], 0.99]
     found = np.unique(np.quantile(present, levels, method="inverted_cdf"))
     edges: list[float] = found[found < present.max()].tolist()
-    return edges
+    return edges or [float(present.max())]
 
 
 def bins_of(values: npt.ArrayLike, edges: Sequence[float]) -> npt.NDArray[np.intp]:
@@ -119,7 +121,8 @@ def noise_of(counts: Counts, shares: Floats) -> float:
     mean = counts.sum(axis=0) / rows
     used = int((size > 0).sum())
     spread = np.square(counts - mean * size).sum(axis=0) / rows**2 * used / max(used - 1, 1)
-    return max(float((spread / shares).sum()), (counts.shape[1] - 1) / float(rows))
+    least: float = (counts.shape[1] - 1) / float(rows)
+    return max(float((spread / shares).sum()), least)
 
 
 def chi_square_tail(value: float, freedom: int) -> float:
@@ -127,7 +130,7 @@ def chi_square_tail(value: float, freedom: int) -> float:
     if value <= 0 or freedom < 1:
         return 1.0
     spread = 2 / (9 * freedom)
-    return 0.5 * math.erfc(((value / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(2 * spread))
+    return 0.5 * math.erfc((math.cbrt(value / freedom) - (1 - spread)) / math.sqrt(2 * spread))
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ def distribution_of(
     counts = counts_of(bins[reference], group[reference], k)
     if not counts.sum():
         return None
-    share = shares_of(counts.sum(axis=0))
+    share = np.maximum(shares_of(counts.sum(axis=0)), LEAST_SHARE)
+    share /= share.sum()
     noise = noise_of(counts, share)
     quiet = {}
     for name, masks in windows.items():

@@ -343,8 +343,10 @@ class Calibration:
     slope: float
 
 
-def calibration_slope(label: ArrayLike, probability: ArrayLike) -> Calibration | None:
+def calibration_slope(label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None) -> Calibration | None:
     """Logistic regression of label [N] on logit(probability) [N], both parameters fitted together.
+
+    `weight` [N], all above 0, counts a row that often.
 
     Cox, "Two further applications of a model for binary regression", Biometrika 45 (1958);
     recommended in Van Calster et al., "Calibration: the Achilles heel of predictive analytics", BMC
@@ -362,21 +364,22 @@ def calibration_slope(label: ArrayLike, probability: ArrayLike) -> Calibration |
     of_fraud, of_honest = x[fraud], x[~fraud]
     if of_fraud.min() >= of_honest.max() or of_fraud.max() <= of_honest.min():
         return None
+    weights = _as_weights(weight, len(fraud))
     # Standardised, the two parameters hardly correlate and Newton's steps are well conditioned.
     center, scale = float(x.mean()), float(x.std())
     x = (x - center) / scale
 
     def loss(level: float, slope: float) -> float:
         z = level + slope * x
-        return float(np.logaddexp(0.0, z).sum() - z[fraud].sum())
+        return float((weights * np.logaddexp(0.0, z)).sum() - (weights * z)[fraud].sum())
 
-    rate = float(fraud.mean())
+    rate = float((weights * fraud).sum() / weights.sum())
     level, slope = math.log(rate / (1.0 - rate)), 0.0
     current = loss(level, slope)
     for _ in range(NEWTON_STEPS):
         expected = np.exp(-np.logaddexp(0.0, -(level + slope * x)))
-        residual: Floats = fraud - expected
-        variance = expected * (1.0 - expected)
+        residual: Floats = weights * (fraud - expected)
+        variance = weights * expected * (1.0 - expected)
         gradient = np.array([residual.sum(), (residual * x).sum()])
         cross = (variance * x).sum()
         hessian = np.array([[variance.sum(), cross], [cross, (variance * x * x).sum()]])
@@ -399,22 +402,23 @@ def calibration_slope(label: ArrayLike, probability: ArrayLike) -> Calibration |
     return Calibration(intercept=float(level - slope / scale * center), slope=float(slope / scale))
 
 
-def calibration_in_the_large(label: ArrayLike, probability: ArrayLike) -> float | None:
+def calibration_in_the_large(label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None) -> float | None:
     """What has to be added to logit(probability) [N] so that as many frauds are expected as came; 0 is calibrated.
 
     The calibration intercept with the slope held at 1, as Van Calster et al. define it (see
     `calibration_slope`, whose own intercept is where the fitted line crosses even odds, far from most
-    rows). None without a fraud or without an honest row.
+    rows). `weight` [N] counts a row that often. None without a fraud or without an honest row.
     """
     fraud = as_labels(label)
     p = np.clip(as_probabilities(probability, len(fraud)), LOGIT_LIMIT, 1.0 - LOGIT_LIMIT)
     if fraud.all() or not fraud.any():
         return None
-    x, wanted = np.log(p) - np.log1p(-p), float(fraud.sum())
+    weights = _as_weights(weight, len(fraud))
+    x, wanted = np.log(p) - np.log1p(-p), float((weights * fraud).sum())
     low, high = -float(x.max()) - 40.0, -float(x.min()) + 40.0
     # monotone in what is added; halved until float64 cannot tell the ends apart
     while low < (middle := (low + high) / 2) < high:
-        if np.exp(-np.logaddexp(0.0, -(x + middle))).sum() < wanted:
+        if (weights * np.exp(-np.logaddexp(0.0, -(x + middle)))).sum() < wanted:
             low = middle
         else:
             high = middle
@@ -566,6 +570,11 @@ def precision_at_budget(
     return _daily_share(days, alerted * fraud, alerted)
 
 
+def alerted(score: ArrayLike, day: ArrayLike, alert_share: float) -> Floats:
+    """[N]: the probability of each row to be among its day's highest-scored `alert_share`; ties as in `money_caught`."""
+    return _alerted(len(np.asarray(score)), score, day, None, alert_share)[1]
+
+
 def _alerted(
     rows: int,
     score: ArrayLike,
@@ -657,6 +666,7 @@ def bootstrap_interval(
     score: ArrayLike,
     group: ArrayLike,
     *,
+    weight: ArrayLike | None = None,
     rounds: int = 200,
     seed: int = 0,
     level: float = 0.95,
@@ -665,13 +675,14 @@ def bootstrap_interval(
 
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13. `group` [N] names the group
     (user) of each row; a round draws as many groups as there are, with replacement, and weighs each
-    row by how often its group was drawn. Same seed, same interval. None where the metric is
-    undefined on all rows or in every round.
+    row by how often its group was drawn. Same seed, same interval. `weight` [N] counts a row that often
+    besides. None where the metric is undefined on all rows or in every round.
     """
     _require_bootstrap(metric, rounds, level)
     fraud = as_labels(label)
     groups, group_count = _as_codes(group, len(fraud), "group")
-    figure = _grouped_metric(metric, fraud, score, "score", groups, group_count)
+    weights = None if weight is None else _as_weights(weight, len(fraud))
+    figure = _grouped_metric(metric, fraud, score, "score", groups, group_count, weights)
     estimate = figure(np.ones(group_count))
     if estimate is None:
         return None
@@ -853,13 +864,16 @@ def _grouped_metric(
     field: str,
     groups: Codes,
     group_count: int,
+    weights: Floats | None = None,
 ) -> Callable[[Floats], float | None]:
-    """The metric as a function of weights per group [G]; what needs no weights is done once."""
+    """The metric as a function of weights per group [G]; what needs no weights is done once. `weights` [N] are of rows."""
     if metric == "brier" or metric == "log_loss":
         losses = _brier_losses if metric == "brier" else _log_losses
         per_row = losses(fraud, as_probabilities(score, len(fraud), field))
+        if weights is not None:
+            per_row = per_row * weights
         loss_of_group = np.bincount(groups, weights=per_row, minlength=group_count)
-        rows_of_group = np.bincount(groups, minlength=group_count).astype(np.float64)
+        rows_of_group = np.bincount(groups, weights=weights, minlength=group_count).astype(np.float64)
 
         def mean_loss(weight: Floats) -> float | None:
             rows = (rows_of_group * weight).sum()
@@ -869,14 +883,57 @@ def _grouped_metric(
 
     ranking = _Ranking(fraud, as_scores(score, len(fraud), field))
     ranked_group = groups[ranking.order]
+    ranked_weights = None if weights is None else weights[ranking.order]
 
     def ranked(weight: Floats) -> float | None:
-        curve = ranking.curve(weight[ranked_group])
+        of_rows = weight[ranked_group]
+        curve = ranking.curve(of_rows if ranked_weights is None else of_rows * ranked_weights)
         if metric == "average_precision":
             return _average_precision(curve)
         return _roc_auc(curve) if metric == "roc_auc" else _recall_at_fpr(curve, 0.01)
 
     return ranked
+
+
+def calibration_intervals(
+    label: ArrayLike, probability: ArrayLike, group: ArrayLike, weight: ArrayLike | None = None
+) -> tuple[Interval, Interval] | None:
+    """95 % intervals of the calibration in the large and of the calibration slope, over N rows.
+
+    Of the estimating equations of both at their solution, with the variance of their sums over groups (Liang & Zeger,
+    Biometrika 73 (1986)): rows of one group hang together. `weight` [N] counts a row that often. None where either is
+    undefined.
+    """
+    fraud = as_labels(label)
+    weights = _as_weights(weight, len(fraud))
+    kept = weights > 0
+    fraud, weights = fraud[kept], weights[kept]
+    p = np.clip(as_probabilities(probability, len(kept))[kept], LOGIT_LIMIT, 1.0 - LOGIT_LIMIT)
+    groups, count = _as_codes(np.asarray(group)[kept], len(fraud), "group")
+    x = np.log(p) - np.log1p(-p)
+    fitted = calibration_slope(fraud, p, weights)
+    shift = calibration_in_the_large(fraud, p, weights)
+    if fitted is None or shift is None or count < 2:
+        return None
+
+    def interval(columns: Floats, z: Floats, estimate: float) -> Interval:
+        """Of the last coefficient; `columns` [N, P] are the regressors and z [N] the fitted logit."""
+        expected = np.exp(-np.logaddexp(0.0, -z))
+        residual = weights * (fraud - expected)
+        variance = weights * expected * (1.0 - expected)
+        bread = np.linalg.inv((columns[:, :, None] * columns[:, None, :] * variance[:, None, None]).sum(axis=0))
+        sums = np.stack([np.bincount(groups, weights=c * residual, minlength=count) for c in columns.T], axis=1)
+        meat = (sums[:, :, None] * sums[:, None, :]).sum(axis=0) * count / (count - 1)
+        spread = Z95 * math.sqrt((bread @ meat @ bread)[-1, -1])
+        return Interval(estimate, estimate - spread, estimate + spread, 0.95, 0)
+
+    ones = np.ones((len(x), 1))
+    # the slope's regressor is centred, or the matrices are close to singular
+    both = np.column_stack([ones[:, 0], x - x.mean()])
+    return (
+        interval(ones, x + shift, shift),
+        interval(both, fitted.intercept + fitted.slope * x, fitted.slope),
+    )
 
 
 # --- All of it ------------------------------------------------------------------------------------
