@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -38,7 +39,9 @@ from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
+from serve.measures import MONITOR, Figures, HeardLabel, Measures, declare_state
 from serve.memory import Memory
+from serve.metrics import Registry, foreign_text
 from serve.outbox import OUTBOX, Outbox, decode_settling, nothing_sent, unknown_dead_letter
 from serve.reasons import COMBINATION, Explainer, Situation
 from serve.records import ANONYMOUS, Record
@@ -111,6 +114,7 @@ class Service:
         identifier_key: Path | None = None,
         inputs: InputSettings | None = None,
         webhook: WebhookSettings | None = None,
+        metrics: Registry | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -126,6 +130,7 @@ class Service:
                 made if no record was hashed yet.
             inputs: limits of what a client may send, `[input]`; its defaults where None.
             webhook: where alerts go, if anywhere.
+            metrics: where it declares what it measures; None: nothing is measured.
         """
         self.bundle = bundle
         self._clock = clock
@@ -176,6 +181,10 @@ class Service:
             self.follow(KINDS, self.rules.fold)
             opened.pop_all()
         self.desk = Desk(self, self.rules, bundle, self._identifiers, self._limits, self.decoder, state)
+        self._metrics = metrics
+        self._measures = None if metrics is None else self._measured(metrics)
+        self._judged = 0.0
+        """perf_counter when the graph had said what it thinks of the last transaction."""
         if self._outbox is not None:
             self._outbox.start()
         _log.info("%s at the start", _head_words(self._journal.head))
@@ -192,6 +201,28 @@ class Service:
         opened.callback(outbox.stop)
         self._journal.after_fold = outbox.wake
         return outbox
+
+    def _measured(self, registry: Registry) -> Measures:
+        measures = Measures(registry, self.bundle.manifest)
+        declare_state(registry, self._figures, self.ready, self.rules, self._outbox, self.degraded_answers, self._state)
+        return measures
+
+    def _figures(self) -> Figures:
+        """For a scrape, without the lock."""
+        unsynced, unindexed = self._journal.behind
+        records = self._journal.last_seq
+        return Figures(
+            users=len(self._users.slots),
+            entities=len(self._context.rows),
+            early_labels=len(self._memory.early),
+            journal_records=records,
+            journal_bytes=self._journal.size,
+            unsynced=unsynced,
+            unindexed=unindexed,
+            snapshot_behind=records - self._snapshot_seq,
+            journal_failed=bool(self._journal.failed),
+            model=self.bundle.id,
+        )
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
@@ -297,11 +328,21 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
+        began = perf_counter()
         transaction = self.decoder.decode(body)
-        return self._encode(self._promised([(transaction, self.score_one(transaction))])[0])
+        decoded = perf_counter()
+        answer = self.score_one(transaction)
+        scored = perf_counter()
+        (answer,) = self._promised([(transaction, answer)])
+        promised = perf_counter()
+        encoded = self._encode(answer)
+        if self._measures is not None:
+            self._measures.answered(decoded - began, promised - scored, perf_counter() - promised)
+        return encoded
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
+        began = perf_counter()
         items = self.decoder.decode_batch(body)
         if len(items) > self._max_batch:
             raise RequestError(
@@ -310,9 +351,12 @@ class Service:
         results: list[Answer | dict[str, Any]] = []
         scored: list[tuple[Transaction, Answer]] = []
         places: list[int] = []
+        decode = perf_counter() - began
         for place, item in enumerate(items):
             try:
+                began = perf_counter()
                 transaction = self.decoder.decode(item)
+                decode += perf_counter() - began
                 answer = self.score_one(transaction)
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
@@ -320,21 +364,27 @@ class Service:
                 scored.append((transaction, answer))
                 places.append(place)
                 results.append(answer)
+        began = perf_counter()
         for place, answer in zip(places, self._promised(scored), strict=True):
             results[place] = answer
-        return self._encode({"results": results})
+        promised = perf_counter()
+        encoded = self._encode({"results": results})
+        if self._measures is not None:
+            self._measures.answered(decode, promised - began, perf_counter() - promised)
+        return encoded
 
     def score_one(self, transaction: Transaction) -> Answer:
         """Score, store and commit one transaction; a known id gives the answer of the first time.
 
         Where the model or the journal cannot, nothing changes, and the fallback answers: RequestError 503 by default.
         """
+        asked = perf_counter()
         try:
             with self._lock:
                 self._require_ready()
                 self.check_deadline()
                 known = self._journal.transaction(transaction.id)
-                return self._score_new(transaction) if known is None else self._again(known, transaction)
+                return self._score_new(transaction, asked) if known is None else self._again(known, transaction)
         except JournalError as error:
             return self._fall_back(transaction, STORAGE, _CANNOT[STORAGE], error)
         except ModelError as error:
@@ -346,6 +396,8 @@ class Service:
             if self._failing != code:
                 self._failing = code
                 _log.error("%s: %s", code, error, exc_info=error.__cause__)
+            if self._measures is not None:
+                self._measures.failed(code)
             if self._fallback.mode == "refuse":
                 raise RequestError(503, code, words) from None
             self.degraded_answers[code] += 1
@@ -384,13 +436,17 @@ class Service:
             ]
         return [answer for _, answer in scored]
 
-    def _score_new(self, transaction: Transaction) -> Answer:
+    def _score_new(self, transaction: Transaction, asked: float) -> Answer:
+        """Score and store a transaction of an id that is not there; `asked` for at this moment of perf_counter."""
+        begun = perf_counter()
         users, entities = len(self._users.slots), len(self._context.rows)
         undo = self._labels.advance(transaction.time)
         try:
             rows = self._context.rows_of(transaction.entities)
             context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
+            read = perf_counter()
             scored, answer = self.judge(transaction, context)
+            decided = perf_counter()
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -410,8 +466,12 @@ class Service:
             self._users.forget_newest(users)
             self._context.forget_newest(entities)
             raise
+        stored = perf_counter()
         scored.commit()
         self._memory.settle(seq, transaction, rows)
+        if self._measures is not None:
+            marks = (asked, begun, read, self._judged, decided, stored, perf_counter())
+            self._measures.scored(transaction, answer, marks)
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
@@ -424,6 +484,7 @@ class Service:
         """
         with _graphs_may_fail():
             scored = self._score(transaction, context)
+        self._judged = perf_counter()
         answer = self._answer(transaction, scored)
         if self.rules.active:
             self._apply_rules(transaction, scored, answer)
@@ -452,6 +513,8 @@ class Service:
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
+            if self._measures is not None:
+                self._measures.conflicts.value += 1
             raise RequestError(
                 409,
                 "conflict",
@@ -460,6 +523,8 @@ class Service:
             )
         answer = msgspec.json.decode(known.answer, type=Answer)
         answer.transaction_id, answer.duplicate = transaction.shown_id, True
+        if self._measures is not None:
+            self._measures.duplicates.value += 1
         return answer
 
     def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
@@ -569,27 +634,31 @@ class Service:
             self._require_ready()
             self.check_deadline()
             try:
-                counts, records = self._store_labels(labels, author)
+                heard, records = self._store_labels(labels, author)
             except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
                 raise RequestError(503, "storage_unavailable", message) from None
             for record in records:
                 self._memory.hear(record)
-            return counts
+            self._count_labels(heard)
+            outcomes = [label.outcome for label in heard]
+            return {outcome: outcomes.count(outcome) for outcome in ("new", "changed", "unchanged", "unknown")}
 
-    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
-        counts, records = self._new_labels(labels, author, self._journal.last_seq + 1)
+    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[list[HeardLabel], list[LabelRecord]]:
+        heard, records = self._new_labels(labels, author, self._journal.last_seq + 1)
         self._journal.append_labels(records)
-        return counts, records
+        return heard, records
 
-    def _new_labels(self, labels: list[SaidLabel], author: str, first: int) -> tuple[dict[str, int], list[LabelRecord]]:
+    def _new_labels(
+        self, labels: list[SaidLabel], author: str, first: int
+    ) -> tuple[list[HeardLabel], list[LabelRecord]]:
         """What labels of stored ids are to what was said before, and the records of those that say something new.
 
         Args:
             first: sequence number of the first record.
         """
-        counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
+        heard: list[HeardLabel] = []
         now = self._clock()
         records: list[LabelRecord] = []
         newest: dict[str, bool] = {}
@@ -601,17 +670,21 @@ class Service:
                     newest[identity] = said.is_fraud
             before = newest.get(identity)
             if before == label.is_fraud:
-                counts["unchanged"] += 1
+                heard.append(HeardLabel(label.source, "unchanged", None))
                 continue
-            if self._journal.seq_of(identity) is None:
-                counts["unknown"] += 1
-            else:
-                counts["new" if before is None else "changed"] += 1
+            found = self._journal.seq_of(identity)
             newest[identity] = label.is_fraud
             known_at = now if label.known_at is None else label.known_at
+            outcome = "unknown" if found is None else "new" if before is None else "changed"
+            heard.append(HeardLabel(label.source, outcome, None if found is None else known_at - found[1]))
             seq = first + len(records)
             records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
-        return counts, records
+        return heard, records
+
+    def _count_labels(self, heard: list[HeardLabel]) -> None:
+        """Labels were stored; under the lock."""
+        if self._measures is not None:
+            self._measures.heard(heard)
 
     # ---- actions
 
@@ -686,11 +759,12 @@ class Service:
                     seq, now = self._journal.last_seq + 1, self._clock()
                     fraud = SAYS.get(asked.state)
                     said = [] if fraud is None else [SaidLabel(action.transaction_id, fraud, None, ANALYST)]
-                    _, labels = self._new_labels(said, author, seq + 1)
+                    heard, labels = self._new_labels(said, author, seq + 1)
                     record = ActionRecord(seq, ALERT, now, author, self._encode(action))
                     self._journal.append_action(record, labels)
                     for label in labels:
                         self._memory.hear(label)
+                    self._count_labels(heard)
                 answer = self._encode(self._alerts.detail(transaction_id))
                 last = self._journal.last_seq
             except JournalError as error:
@@ -841,6 +915,13 @@ class Service:
                 return False
             self._recovered()
             return True
+
+    def metrics(self) -> bytes:
+        """What is measured here, and behind it what the monitor wrote. Raises RequestError 404 where nothing is."""
+        if self._metrics is None:
+            raise RequestError(404, "not_measured", "this service measures nothing")
+        own = self._metrics.render()
+        return (own + foreign_text(self._state / MONITOR, self._metrics.names)).encode()
 
     def _require_ready(self) -> None:
         if not self._ready:
