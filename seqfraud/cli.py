@@ -41,6 +41,7 @@ COMMANDS = {
     "keys": Command("serve.commands", "keys", "Make, list and revoke the service's API keys."),
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
+    "monitor": Command("serve.monitor_commands", "monitor", "Drift, alerts and matured quality of models in service."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
 }
 
