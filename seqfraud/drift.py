@@ -9,6 +9,7 @@ small.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def edges_of(values: npt.ArrayLike) -> list[float]:
     present = present[~np.isnan(present)]
     if not len(present):
         return []
-    levels = [*np.linspace(0, 1, 11)[:-1], 0.99]
+    levels = [*np.linspace(0, 1, 11)[1:-1], 0.99]
     found = np.unique(np.quantile(present, levels, method="inverted_cdf"))
     edges: list[float] = found[found < present.max()].tolist()
     return edges or [float(present.max())]
@@ -222,6 +223,14 @@ class Moved:
     chance: float | None
 
 
+@lru_cache(maxsize=8)
+def drawn_groups(groups: int, rounds: int = ROUNDS, seed: int = 0) -> Floats:
+    """[rounds, G]: how often each group is drawn in each round of a bootstrap; the same for the same arguments."""
+    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=rounds).astype(np.float64)
+    drawn.flags.writeable = False
+    return drawn
+
+
 def compare(reference: Distribution, counts: Counts, rounds: int = ROUNDS, seed: int = 0) -> Moved:
     """A sample [G, K] of groups against a reference; the interval by drawing groups, and the reference with them.
 
@@ -240,10 +249,8 @@ def compare(reference: Distribution, counts: Counts, rounds: int = ROUNDS, seed:
             rows, tuple(current.tolist()), index, 0.0, 0.0, max(index, 0.0), js, 0.0, js, None if k > 1 else 1.0
         )
     noise = reference.noise + noise_of(groups, share)
-    random = np.random.default_rng(seed)
-    weight = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=rounds)
-    drawn = shares_of(weight.astype(np.float64) @ groups)
-    before = random.dirichlet(share * (k - 1) / reference.noise, size=rounds)
+    drawn = shares_of(drawn_groups(len(groups), rounds, seed) @ groups)
+    before = np.random.default_rng(seed).dirichlet(share * (k - 1) / reference.noise, size=rounds)
     before = (before + 1e-9) / (1 + k * 1e-9)
     indices = psi(before, drawn) - 2 * noise
     low, high = np.quantile(indices, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

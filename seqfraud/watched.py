@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.drift import LEVEL, ROUNDS, Codes, Floats, groups_of
+from seqfraud.drift import LEVEL, ROUNDS, Codes, Floats, drawn_groups, groups_of
 from seqfraud.errors import BundleError
 from seqfraud.metrics import (
     Interval,
@@ -117,8 +117,8 @@ def ratio(part: Floats, whole: Floats, group: Codes, rounds: int = ROUNDS) -> Be
     if not whole.sum() > 0:
         return None
     a, b = np.bincount(group, weights=part), np.bincount(group, weights=whole)
-    weight = np.random.default_rng(0).multinomial(len(a), np.full(len(a), 1 / len(a)), size=rounds)
-    above, below = (weight * a).sum(axis=1), (weight * b).sum(axis=1)
+    weight = drawn_groups(len(a), rounds)
+    above, below = weight @ a, weight @ b
     drawn = above[below > 0] / below[below > 0]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Between(float(part.sum() / whole.sum()), float(low), float(high))
@@ -170,11 +170,7 @@ def expected_quality(probability: Floats, flagged: Mask, user: npt.NDArray[Any],
 
     average = None
     if len(p) and p.sum() > 0:
-        groups = int(group.max()) + 1
-        weight = (
-            np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), size=rounds).astype(np.float64)
-        )
-        drawn = [precision(w[ranked]) for w in weight]
+        drawn = [precision(w[ranked]) for w in drawn_groups(int(group.max()) + 1, rounds)]
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         average = Between(precision(ones), float(low), float(high))
     return Expected(

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from seqfraud.bundle import Bundle
 from seqfraud.config import format_instant
 from seqfraud.drift import groups_of
+from seqfraud.errors import RunError
 from seqfraud.metrics import PairedDifference, paired_bootstrap
 from serve.journalled import Journalled
 from serve.metrics import Gauge
