@@ -29,7 +29,7 @@ from serve.monitor import Rows, Span, examine
 
 FOLDER = ROOT / "build" / "quiet"
 RESULT = ROOT / "benchmarks" / "results" / "quiet.json"
-USERS, SEED, DAYS = 1000, 11, 835
+USERS, SEED, DAYS = 1000, 23, 835
 FEW = 100
 """Users of the small service."""
 BEGIN = "2025-05-08"
@@ -194,6 +194,10 @@ def counted(found: list[dict[str, str]]) -> dict[str, Any]:
     ]
     return {
         "alarmed_weeks": alarmed,
+        "alarmed_weeks_by_quarter": [
+            sum(any(week[name] == "alarm" for name in names) for week in found[i : i + len(found) // 4])
+            for i in range(0, len(found), max(len(found) // 4, 1))
+        ][:4],
         "alarm_rate": alarmed / len(found),
         "alarm_rate_low": low,
         "alarm_rate_high": high,

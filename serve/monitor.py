@@ -63,10 +63,14 @@ OFF = {"watch": float(np.log(1.5)), "alarm": float(np.log(2.5))}
 """Log-odds by which the probabilities are too low or too high: so many times the frauds that were expected."""
 STEEP = {"watch": 1.3, "alarm": 2.0}
 """A calibration slope beyond this, or below its inverse."""
+SEGMENT_OFF = 2.5
+"""Times the frauds that were expected, or as many times fewer: a segment to be watched."""
 SEGMENT_FRAUDS = 20
 SEGMENTS = 8
 """Values of a category, the most frequent ones."""
 COMPARED = ("average_precision", "recall_at_1pct_fpr", "precision_at_budget", "money_caught")
+HEAVY = "money_caught"
+"""A few large amounts decide it, and its intervals are too narrow for an alarm."""
 
 
 @dataclass(frozen=True)
@@ -520,7 +524,7 @@ def _quality_topic(known: Watched | None, now: Watched, average: Between | None,
     pairs = [
         (name, figures[name], known.figures[name]) for name in COMPARED if name in figures and name in known.figures
     ]
-    found = [(below(a, b), name, a, b) for name, a, b in pairs]
+    found = [(_capped(below(a, b), name), name, a, b) for name, a, b in pairs]
     lost = [one for one in found if one[0] != "ok"]
     shown = "; ".join(
         f"{name.replace('_', ' ')} {a.estimate:.3f} ({a.low:.3f} to {a.high:.3f}), {b.estimate:.3f} on the validation days"
@@ -529,6 +533,10 @@ def _quality_topic(known: Watched | None, now: Watched, average: Between | None,
     if not lost:
         return Topic("quality", "ok", f"not clearly below the validation days: {shown}")
     return Topic("quality", worst(level for level, *_ in lost), f"clearly below the validation days: {shown}")
+
+
+def _capped(level: Level, name: str) -> Level:
+    return "watch" if level == "alarm" and name == HEAVY else level
 
 
 def below(now: Between, then: Between) -> Level:
@@ -550,7 +558,7 @@ def _calibration(now: Watched, segments: Sequence[Segment]) -> Topic:
         f"{times:.2f} times as many frauds as the probabilities say "
         f"({np.exp(large.low):.2f} to {np.exp(large.high):.2f}); slope {slope.estimate:.2f} ({slope.low:.2f} to {slope.high:.2f})"
     )
-    bad = [s for s in segments if s.more is not None and (s.more.low > 2 or s.more.high < 0.5)]
+    bad = [s for s in segments if s.more is not None and (s.more.low > SEGMENT_OFF or s.more.high < 1 / SEGMENT_OFF)]
     if bad:
         words += "; most off: " + ", ".join(
             f"{s.column} {s.name} ({s.frauds} came, {s.expected:.0f} expected)" for s in bad[:3]
@@ -617,7 +625,7 @@ def _estimate(expected: Expected | None, topics: Sequence[Topic]) -> Topic:
         f"precision {a.estimate:.3f} ({a.low:.3f} to {a.high:.3f})"
     )
     calibration = next((t.level for t in topics if t.name == "calibration"), "unknown")
-    if calibration in ("watch", "alarm"):
+    if calibration == "alarm":
         return Topic(
             "estimate",
             "unknown",
