@@ -25,7 +25,8 @@ from seqfraud.metrics import wilson
 from seqfraud.runtime import SequenceGraph
 from seqfraud.sequences import encode
 from seqfraud.table import MISSING
-from serve.monitor import Rows, Span, examine
+from serve.monitor import examine
+from serve.verdicts import Rows, Span
 
 FOLDER = ROOT / "build" / "quiet"
 RESULT = ROOT / "benchmarks" / "results" / "quiet.json"

@@ -90,9 +90,9 @@ def _look_once(
     json: bool,
 ) -> int:
     """Look, write, print; the exit code."""
-    from serve.monitor import Span
     from serve.monitor_page import page
     from serve.monitor_report import gauges, look
+    from serve.verdicts import Span
 
     opened = [open_bundle(path, keys) for path in paths] if registry is None else _registered(registry, keys)
     if newest:

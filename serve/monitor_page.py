@@ -8,8 +8,9 @@ from seqfraud import __version__
 from seqfraud.config import duration_words, format_instant
 from seqfraud.look import style
 from seqfraud.watched import Between
-from serve.monitor import Compared, Level, ModelReport, Topic
+from serve.monitor import ModelReport
 from serve.monitor_report import Agreement, Report
+from serve.verdicts import Compared, Level, Topic
 
 BADGES: dict[Level, str] = {"ok": "good", "watch": "mixed", "alarm": "bad", "unknown": "unknown"}
 HEADLINES: dict[Level, str] = {

@@ -17,8 +17,10 @@ from seqfraud.errors import RunError
 from seqfraud.metrics import PairedDifference, paired_bootstrap
 from serve.journalled import Journalled
 from serve.metrics import Gauge
-from serve.monitor import LEAST_FRAUDS, SEVERITY, Level, ModelReport, Rows, Span, Topic, examine
+from serve.monitor import ModelReport, examine
+from serve.monitor_quality import LEAST_FRAUDS
 from serve.monitor_rows import read_rows, rows_of
+from serve.verdicts import SEVERITY, Level, Rows, Span, Topic
 
 ESSENTIAL = ("traffic", "inputs", "scores", "labels")
 """Where one of these is unknown, so is the whole. Of the others nothing may be known for weeks: labels take their time."""

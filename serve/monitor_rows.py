@@ -12,7 +12,7 @@ from seqfraud.bundle import Bundle
 from seqfraud.fingerprint import Columns, gaps_of
 from seqfraud.vocabulary import FIRST, UNSEEN, Vocabulary
 from serve.journalled import Journalled, read_journal
-from serve.monitor import Rows, Span
+from serve.verdicts import Rows, Span
 
 
 def read_rows(state: Path, bundle: Bundle, span: Span) -> Journalled:

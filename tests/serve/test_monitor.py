@@ -5,11 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from seqfraud.bundle import Bundle, open_bundle, write_manifest
@@ -20,11 +22,14 @@ from seqfraud.fingerprint import KEY, drift_reference
 from seqfraud.watched import KEY as WATCHED
 from seqfraud.watched import Between, Watched, measure_watched
 from serve.metrics import foreign_text
-from serve.monitor import Labels, ModelReport, Rows, Span, _alerts, below, examine, quiet_for
+from serve.monitor import ModelReport, _alerts, examine, quiet_for
+from serve.monitor_page import page
+from serve.monitor_quality import below
 from serve.monitor_report import Report, look
 from serve.monitor_rows import read_rows, rows_of
 from serve.replay import Client
 from serve.service import Service
+from serve.verdicts import Labels, Rows, Span
 
 START = 1_600_000_000_000 // DAY_MS * DAY_MS
 DAYS = 16
@@ -130,8 +135,8 @@ def test_quiet_traffic_is_fine_and_everything_is_written(known, quiet_state, tmp
         "estimate",
     }
     assert model["quality"]["rows"] > 1000 and model["quality"]["frauds"] > 100
-    page = (out / "report.html").read_text()
-    assert known.id in page and "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
+    html = (out / "report.html").read_text()
+    assert known.id in html and "<script" not in html and "http" not in html
     # what a service shows of it
     text = foreign_text(quiet_state / "monitor.prom", set())
     assert f'seqfraud_monitor_level{{model="{known.id}",role="in service",topic="inputs"}} 0' in text
@@ -225,9 +230,43 @@ def test_it_runs_beside_a_service_and_its_figures_are_shown_there(known, run_ser
     assert plain["models"][0]["labels"]["matured"] > 300
     assert "traffic      ok" in done.stdout
     assert client.call("POST", "/v1/score", next(traffic(6)))[0] == 200
-    status, text = client.call("GET", "/metrics")
-    assert status == 200 and "seqfraud_monitor_psi{" in str(text)
+    with urllib.request.urlopen(f"{running.url}/metrics", timeout=30) as answer:
+        shown = answer.read().decode()
+    assert f'seqfraud_monitor_psi{{model="{known.id}",input="amount"}}' in shown
     assert running.stop() == 0
+
+
+# ---- challengers
+
+
+def test_a_challenger_is_measured_on_the_rows_that_it_scored_in_shadow(
+    known, cards, quiet_state, tmp_path, monkeypatch
+):
+    """It says the opposite of the model in service, on every second transaction, and is judged by that."""
+    journal = read_rows(quiet_state, known, Span(END, 7 * DAY_MS, 28 * DAY_MS)).table
+    half = journal.take(list(range(0, len(journal), 2)))
+    count = len(half)
+    flipped = 1 - half["probability"].to_numpy()
+    scores = pa.table(
+        {
+            "model": [cards.id] * count, "seq": half["seq"], "id": half["id"], "probability": flipped,
+            "is_fraud": flipped >= 0.6, "decision": ["decline" if p >= 0.8 else "approve" for p in flipped],
+        }
+    )  # fmt: skip
+    monkeypatch.setattr("serve.monitor_report.read_shadow_scores", lambda _: scores)
+    report = look(quiet_state, [known, cards], Span(END, 7 * DAY_MS, 28 * DAY_MS))
+    champion, challenger = report.models
+    assert (champion.role, challenger.role) == ("in service", "shadow")
+    assert challenger.labels.matured == pytest.approx(champion.labels.matured / 2, abs=1)
+    found = report.agreement[cards.id]
+    assert found.rows == count
+    assert found.difference is not None and found.difference.high < -0.2
+    assert found.mean_difference == pytest.approx(np.abs(2 * flipped - 1).mean())
+    said = [a == b for a, b in zip(scores["decision"].to_pylist(), half["decision"].to_pylist(), strict=True)]
+    assert found.same_decision == pytest.approx(np.mean(said))
+    # what is wrong with a challenger is no alarm of the service
+    assert {t.name: t.level for t in challenger.topics}["inputs"] == "unknown" and report.code == 0
+    assert cards.id in page(report)
 
 
 # ---- labels and time
