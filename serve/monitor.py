@@ -122,7 +122,7 @@ def examine(manifest: Manifest, model: str, role: str, rows: Rows, span: Span) -
         reference=known,
         segments=segments,
         expected=expected,
-        days=tuple(_days(rows, span)),
+        days=tuple(_days(rows, span, manifest.context.label_delay)),
     )
 
 
@@ -151,10 +151,10 @@ def _traffic(rows: Rows, recent: Rows, span: Span, reference: DriftReference | N
     return Topic("traffic", "ok", words)
 
 
-def _days(rows: Rows, span: Span) -> list[dict[str, Any]]:
-    """Counts and means of each day that is looked at."""
+def _days(rows: Rows, span: Span, delay: int) -> list[dict[str, Any]]:
+    """Counts and means of each day that is looked at, by UTC; the first and the last may be cut."""
     time = rows.columns.time
-    inside = time < span.now
+    inside = (time < span.now) & (time >= span.now - max(span.window, span.mature + delay))
     day = time // DAY_MS
     out = []
     for one in np.unique(day[inside]).tolist():

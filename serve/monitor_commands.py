@@ -118,14 +118,15 @@ def _look_once(
 
 
 def _registered(folder: Path, keys: TrustedKeys | None) -> list[Bundle]:
-    """The champion and the challengers of a registry."""
+    """The champion, the challengers, and the champion before, which may have scored most of what is looked at."""
     from seqfraud.registry import Registry
 
     registry = Registry(folder, keys)
     standing = registry.standing()
     if standing.champion is None:
         raise RunError(f"{folder}: there is no champion yet; see `seqfraud models promote`")
-    return [registry.open(model) for model in (standing.champion, *standing.challengers)]
+    before = () if standing.previous is None else (standing.previous,)
+    return [registry.open(model) for model in dict.fromkeys((standing.champion, *standing.challengers, *before))]
 
 
 def _newest(state: Path) -> int:

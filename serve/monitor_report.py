@@ -104,7 +104,7 @@ def look(state: Path, bundles: Sequence[Bundle], span: Span) -> Report:
                 f"{bundle.path}: the fields {', '.join(bundle.manifest.schema.fields)}; expected those of "
                 f"{bundles[0].path}, {', '.join(bundles[0].manifest.schema.fields)}"
             )
-    journal = read_rows(state, bundles[0], span)
+    journal = read_rows(state, bundles, span)
     shadow = read_shadow_scores(state)
     table = journal.table
     service = table["model"][-1].as_py() if len(table) else None

@@ -1,6 +1,6 @@
 """A service's journal as the arrays that `monitor` looks at. It may run beside the service: nothing is changed by it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +9,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqfraud.bundle import Bundle
+from seqfraud.config import DAY_MS
 from seqfraud.fingerprint import Columns, gaps_of
 from seqfraud.vocabulary import FIRST, UNSEEN, Vocabulary
 from serve.journalled import Journalled, read_journal
 from serve.verdicts import Rows, Span
 
+LOOK_BACK = 28 * DAY_MS
+"""Beyond what is looked at, for the time since a user's event before."""
 
-def read_rows(state: Path, bundle: Bundle, span: Span) -> Journalled:
-    """What the journal holds of the time that is looked at, as it was known then; with the histories before, for gaps.
 
-    Raises RunError where there is no journal, or where it is damaged or holds other fields than the bundle's.
+def read_rows(state: Path, bundles: Sequence[Bundle], span: Span) -> Journalled:
+    """What the journal holds of the time that is looked at, and before, as it was known at its end.
+
+    Raises RunError where there is no journal, or where it is damaged or holds other fields than the first bundle's.
     """
-    delay = bundle.manifest.context.label_delay
-    since = span.now - max(span.window, span.mature + delay) - delay
-    return read_journal(state, bundle.manifest.schema, since=since, until=span.now, fields=True, context=True)
+    delay = max(bundle.manifest.context.label_delay for bundle in bundles)
+    since = span.now - max(span.window, span.mature + delay) - LOOK_BACK
+    return read_journal(state, bundles[0].manifest.schema, since=since, until=span.now, fields=True, context=True)
 
 
 def rows_of(journal: Journalled, bundle: Bundle, alike: Collection[str]) -> Rows:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def known(cards: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """CARDS with the fingerprint and the figures of some quiet traffic of its own."""
     folder = tmp_path_factory.mktemp("known")
     fill(cards, folder / "state", traffic(0), likely)
-    rows = rows_of(read_rows(folder / "state", cards, Span(END, 30 * DAY_MS, 30 * DAY_MS)), cards, [cards.id])
+    rows = rows_of(read_rows(folder / "state", [cards], Span(END, 30 * DAY_MS, 30 * DAY_MS)), cards, [cards.id])
     m = cards.manifest
     drift = drift_reference(
         m.schema, m.context, m.vocabularies, rows.columns, rows.probability, START, END - 8 * DAY_MS, END
@@ -110,6 +111,24 @@ def levels(report: Report) -> dict[str, str]:
     return {topic.name: topic.level for topic in report.models[0].topics}
 
 
+class Nested(HTMLParser):
+    """Refuses a page whose elements do not close in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "rect", "line", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.open, self.getpos())
+
+
 # ---- whole runs
 
 
@@ -137,6 +156,7 @@ def test_quiet_traffic_is_fine_and_everything_is_written(known, quiet_state, tmp
     assert model["quality"]["rows"] > 1000 and model["quality"]["frauds"] > 100
     html = (out / "report.html").read_text()
     assert known.id in html and "<script" not in html and "http" not in html
+    Nested().feed(html)
     # what a service shows of it
     text = foreign_text(quiet_state / "monitor.prom", set())
     assert f'seqfraud_monitor_level{{model="{known.id}",role="in service",topic="inputs"}} 0' in text
@@ -243,7 +263,7 @@ def test_a_challenger_is_measured_on_the_rows_that_it_scored_in_shadow(
     known, cards, quiet_state, tmp_path, monkeypatch
 ):
     """It says the opposite of the model in service, on every second transaction, and is judged by that."""
-    journal = read_rows(quiet_state, known, Span(END, 7 * DAY_MS, 28 * DAY_MS)).table
+    journal = read_rows(quiet_state, [known], Span(END, 7 * DAY_MS, 28 * DAY_MS)).table
     half = journal.take(list(range(0, len(journal), 2)))
     count = len(half)
     flipped = 1 - half["probability"].to_numpy()
