@@ -43,6 +43,7 @@ COMMANDS = {
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "monitor": Command("serve.monitor_commands", "monitor", "Drift, alerts and matured quality of models in service."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
+    "labels": Command("serve.label_commands", "labels", "Say in bulk what was fraud."),
 }
 
 

@@ -203,7 +203,7 @@ class Service:
         return outbox
 
     def _measured(self, registry: Registry) -> Measures:
-        measures = Measures(registry, self.bundle.manifest)
+        measures = Measures(registry, self.bundle.manifest, self.degraded_answers)
         declare_state(registry, self._figures, self.ready, self.rules, self._outbox, self.degraded_answers, self._state)
         return measures
 
