@@ -187,23 +187,24 @@ def _agreement(journal: Journalled, rows: Rows, scores: pa.Table, bundle: Bundle
 # ---- Prometheus
 
 
+FAMILIES = {
+    "seqfraud_monitor_level": ("Verdict: 0 ok, 1 unknown, 2 watch, 3 alarm.", ("model", "role", "topic")),
+    "seqfraud_monitor_run_timestamp_seconds": ("The moment that the figures are of.", ()),
+    "seqfraud_monitor_psi": ("Shift of an input or of the scores, sampling noise taken off.", ("model", "input")),
+    "seqfraud_monitor_psi_low": ("Lower end of its 95 % interval.", ("model", "input")),
+    "seqfraud_monitor_js_distance": ("Jensen-Shannon distance, sampling noise taken off.", ("model", "input")),
+    "seqfraud_monitor_alert_ratio": ("Share of alerts by the model.", ("model",)),
+    "seqfraud_monitor_quality": ("A figure of matured rows.", ("model", "figure", "bound")),
+    "seqfraud_monitor_expected_quality": ("A figure by the probabilities alone.", ("model", "figure", "bound")),
+    "seqfraud_monitor_rows": ("Rows of a model by what is known of them.", ("model", "kind")),
+}
+"""What stands in `monitor.prom`: help and labels by name."""
+
+
 def gauges(report: Report) -> str:
     """The figures in Prometheus's text format, for `<state>/monitor.prom`."""
-    level = Gauge("seqfraud_monitor_level", "Verdict: 0 ok, 1 unknown, 2 watch, 3 alarm.", ("model", "role", "topic"))
-    run = Gauge("seqfraud_monitor_run_timestamp_seconds", "The moment that the figures are of.")
-    shift = Gauge(
-        "seqfraud_monitor_psi", "Shift of an input or of the scores, sampling noise taken off.", ("model", "input")
-    )
-    low = Gauge("seqfraud_monitor_psi_low", "Lower end of its 95 % interval.", ("model", "input"))
-    distance = Gauge(
-        "seqfraud_monitor_js_distance", "Jensen-Shannon distance, sampling noise taken off.", ("model", "input")
-    )
-    alerts = Gauge("seqfraud_monitor_alert_ratio", "Share of alerts by the model.", ("model",))
-    quality = Gauge("seqfraud_monitor_quality", "A figure of matured rows.", ("model", "figure", "bound"))
-    expected = Gauge(
-        "seqfraud_monitor_expected_quality", "A figure by the probabilities alone.", ("model", "figure", "bound")
-    )
-    labels = Gauge("seqfraud_monitor_rows", "Rows that quality is measured on.", ("model", "kind"))
+    made = {name: Gauge(name, words, labels) for name, (words, labels) in FAMILIES.items()}
+    level, run, shift, low, distance, alerts, quality, expected, labels = made.values()
     run.of().value = report.now / 1000
     level.of("", "", "all").value = SEVERITY[report.level]
     for model in report.models:
@@ -224,4 +225,4 @@ def gauges(report: Report) -> str:
                     expected.of(model.model, name, bound).value = value
         for name in ("matured", "frauds", "silent", "unseen", "waiting"):
             labels.of(model.model, name).value = getattr(model.labels, name)
-    return "".join(g.render() for g in (level, run, shift, low, distance, alerts, quality, expected, labels))
+    return "".join(gauge.render() for gauge in made.values())
