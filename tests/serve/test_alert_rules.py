@@ -227,7 +227,9 @@ def test_every_metric_that_is_named_in_docs_is_there_in_a_live_service(
     block = {"kind": "block", "field": "user", "why": "a test"}
     assert request(first.port, "PUT", "/v1/lists/blocked", block)[0] == 200
     assert first.stop() == 0, "a snapshot is there from now on"
-    (tmp_path / "state" / "monitor.prom").write_text("".join(f"{name} 1\n" for name in FAMILIES))
+    (tmp_path / "state" / "monitor.prom").write_text(
+        "".join(f"# HELP {name} X.\n# TYPE {name} gauge\n{name} 1\n" for name in FAMILIES)
+    )
     running = serve("--settings", settings).started()
     assert request(running.port, "POST", "/v1/score", row(0))[0] == 200
     assert request(running.port, "POST", "/v1/labels", [{"transaction_id": 0, "is_fraud": True}])[0] == 200
