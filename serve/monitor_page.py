@@ -48,9 +48,10 @@ def _verdict(report: Report) -> str:
     topics = [*report.topics, *(t for m in models for t in m.topics)]
     worst = [t for t in topics if t.level == report.level and t.level != "ok"]
     words = "".join(f'<p class="verdict"><b>{escape(t.name)}</b>: {escape(t.words)}.</p>' for t in worst)
+    fine = '<p class="verdict">Every verdict on the model in service is fine.</p>'
     return (
         f'<section id="verdict">{_badge(report.level, HEADLINES[report.level])}'
-        f"{words or '<p class=verdict>Every verdict on the model in service is fine.</p>'}"
+        f"{words or fine}"
         f'<p class="muted">Exit code {report.code}. The model in service is <code>{escape(report.service or "none")}</code>.</p>'
         "</section>"
     )
@@ -89,12 +90,14 @@ def _tiles(model: ModelReport) -> str:
             ("Average precision", _figure(model.average_precision), "matured rows, fraud as common as in validation")
         )
     if model.quality is not None:
-        for name, label in (("recall_at_1pct_fpr", "Recall at 1 % false positives"), ("precision_at_budget", "Precision of alerts"),
-                            ("money_caught", "Money caught")):  # fmt: skip
+        budget = f"budget {model.quality.alert_share:.2%} a day"
+        for name, label, hint in (
+            ("recall_at_1pct_fpr", "Recall at 1 % false positives", "matured rows"),
+            ("precision_at_budget", "Precision of alerts", budget),
+            ("money_caught", "Money caught", budget),
+        ):
             if name in model.quality.figures:
-                tiles.append(
-                    (label, _figure(model.quality.figures[name]), f"budget {model.quality.alert_share:.2%} a day")
-                )
+                tiles.append((label, _figure(model.quality.figures[name]), hint))
     if model.expected is not None and model.expected.average_precision is not None:
         tiles.append(
             (

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -253,6 +254,20 @@ def test_it_runs_beside_a_service_and_its_figures_are_shown_there(known, run_ser
     with urllib.request.urlopen(f"{running.url}/metrics", timeout=30) as answer:
         shown = answer.read().decode()
     assert f'seqfraud_monitor_psi{{model="{known.id}",input="amount"}}' in shown
+    # again and again, until it is stopped
+    figures, words = tmp_path / "state" / "monitor.prom", [sys.executable, "-m", "seqfraud.cli", "monitor", *args]
+    looking = subprocess.Popen([*words, "--every", "1s"], stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(2):
+            before, deadline = figures.stat().st_mtime_ns, time.monotonic() + 120
+            while figures.stat().st_mtime_ns == before:
+                assert time.monotonic() < deadline and looking.poll() is None
+                time.sleep(0.1)
+        looking.terminate()
+        assert looking.wait(60) == 0
+    finally:
+        looking.kill()
+        looking.communicate()
     assert running.stop() == 0
 
 
