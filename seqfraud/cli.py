@@ -39,9 +39,14 @@ COMMANDS = {
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),
     "keys": Command("serve.commands", "keys", "Make, list and revoke the service's API keys."),
+    "models": Command("serve.model_commands", "models", "Models in a folder: add, compare, promote, roll back."),
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "monitor": Command("serve.monitor_commands", "monitor", "Drift, alerts and matured quality of models in service."),
+    "retrain": Command(
+        "serve.retrain_commands", "retrain", "Train a challenger on the journal; does it pass the gate?"
+    ),
+    "gate": Command("serve.retrain_commands", "gate", "Whether a bundle may take the champion's place, and why."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
     "labels": Command("serve.label_commands", "labels", "Say in bulk what was fraud."),
 }

@@ -346,8 +346,6 @@ class Calibration:
 def calibration_slope(label: ArrayLike, probability: ArrayLike, weight: ArrayLike | None = None) -> Calibration | None:
     """Logistic regression of label [N] on logit(probability) [N], both parameters fitted together.
 
-    `weight` [N], all above 0, counts a row that often.
-
     Cox, "Two further applications of a model for binary regression", Biometrika 45 (1958);
     recommended in Van Calster et al., "Calibration: the Achilles heel of predictive analytics", BMC
     Medicine 17:230 (2019). Maximum likelihood by Newton's method with step halving.
@@ -355,31 +353,35 @@ def calibration_slope(label: ArrayLike, probability: ArrayLike, weight: ArrayLik
     None where no finite maximum exists: with one regressor exactly when the scores of frauds and of
     honest rows do not overlap (Albert & Anderson, Biometrika 71 (1984)), which includes a constant
     score, no fraud and no honest rows; or where they overlap too little to find it in float64.
+    `weight` [N] counts a row that often.
     """
     fraud = as_labels(label)
     p = np.clip(as_probabilities(probability, len(fraud)), LOGIT_LIMIT, 1.0 - LOGIT_LIMIT)
+    w = _as_weights(weight, len(fraud))
+    if not w.all():
+        counted = w > 0
+        fraud, p, w = fraud[counted], p[counted], w[counted]
     x = np.log(p) - np.log1p(-p)
     if fraud.all() or not fraud.any():
         return None
     of_fraud, of_honest = x[fraud], x[~fraud]
     if of_fraud.min() >= of_honest.max() or of_fraud.max() <= of_honest.min():
         return None
-    weights = _as_weights(weight, len(fraud))
     # Standardised, the two parameters hardly correlate and Newton's steps are well conditioned.
     center, scale = float(x.mean()), float(x.std())
     x = (x - center) / scale
 
     def loss(level: float, slope: float) -> float:
         z = level + slope * x
-        return float((weights * np.logaddexp(0.0, z)).sum() - (weights * z)[fraud].sum())
+        return float((w * np.logaddexp(0.0, z)).sum() - (w * z)[fraud].sum())
 
-    rate = float((weights * fraud).sum() / weights.sum())
+    rate = float(w[fraud].sum() / w.sum())
     level, slope = math.log(rate / (1.0 - rate)), 0.0
     current = loss(level, slope)
     for _ in range(NEWTON_STEPS):
         expected = np.exp(-np.logaddexp(0.0, -(level + slope * x)))
-        residual: Floats = weights * (fraud - expected)
-        variance = weights * expected * (1.0 - expected)
+        residual: Floats = w * (fraud - expected)
+        variance = w * expected * (1.0 - expected)
         gradient = np.array([residual.sum(), (residual * x).sum()])
         cross = (variance * x).sum()
         hessian = np.array([[variance.sum(), cross], [cross, (variance * x * x).sum()]])
@@ -407,18 +409,18 @@ def calibration_in_the_large(label: ArrayLike, probability: ArrayLike, weight: A
 
     The calibration intercept with the slope held at 1, as Van Calster et al. define it (see
     `calibration_slope`, whose own intercept is where the fitted line crosses even odds, far from most
-    rows). `weight` [N] counts a row that often. None without a fraud or without an honest row.
+    rows). None without a fraud or without an honest row. `weight` [N] counts a row that often.
     """
     fraud = as_labels(label)
     p = np.clip(as_probabilities(probability, len(fraud)), LOGIT_LIMIT, 1.0 - LOGIT_LIMIT)
-    if fraud.all() or not fraud.any():
+    w = _as_weights(weight, len(fraud))
+    if not w[fraud].any() or not w[~fraud].any():
         return None
-    weights = _as_weights(weight, len(fraud))
-    x, wanted = np.log(p) - np.log1p(-p), float((weights * fraud).sum())
+    x, wanted = np.log(p) - np.log1p(-p), float(w[fraud].sum())
     low, high = -float(x.max()) - 40.0, -float(x.min()) + 40.0
     # monotone in what is added; halved until float64 cannot tell the ends apart
     while low < (middle := (low + high) / 2) < high:
-        if (weights * np.exp(-np.logaddexp(0.0, -(x + middle)))).sum() < wanted:
+        if (w * np.exp(-np.logaddexp(0.0, -(x + middle)))).sum() < wanted:
             low = middle
         else:
             high = middle
@@ -681,8 +683,7 @@ def bootstrap_interval(
     _require_bootstrap(metric, rounds, level)
     fraud = as_labels(label)
     groups, group_count = _as_codes(group, len(fraud), "group")
-    weights = None if weight is None else _as_weights(weight, len(fraud))
-    figure = _grouped_metric(metric, fraud, score, "score", groups, group_count, weights)
+    figure = _grouped_metric(metric, fraud, score, "score", groups, group_count, _as_weights(weight, len(fraud)))
     estimate = figure(np.ones(group_count))
     if estimate is None:
         return None
@@ -700,19 +701,22 @@ def paired_bootstrap(
     score_b: ArrayLike,
     group: ArrayLike,
     *,
+    weight: ArrayLike | None = None,
     rounds: int = 200,
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedDifference | None:
     """Interval of metric(a) - metric(b) on the same rows [N] and draws; see `bootstrap_interval`.
 
-    For "brier" and "log_loss" lower is better: there a is better where the difference is negative.
+    For "brier" and "log_loss" lower is better: there a is better where the difference is negative. `weight` [N] counts a
+    row that often.
     """
     _require_bootstrap(metric, rounds, level)
     fraud = as_labels(label)
     groups, group_count = _as_codes(group, len(fraud), "group")
-    figure_a = _grouped_metric(metric, fraud, score_a, "score_a", groups, group_count)
-    figure_b = _grouped_metric(metric, fraud, score_b, "score_b", groups, group_count)
+    weights = _as_weights(weight, len(fraud))
+    figure_a = _grouped_metric(metric, fraud, score_a, "score_a", groups, group_count, weights)
+    figure_b = _grouped_metric(metric, fraud, score_b, "score_b", groups, group_count, weights)
 
     def difference(weight: Floats) -> float | None:
         a, b = figure_a(weight), figure_b(weight)
@@ -723,6 +727,30 @@ def paired_bootstrap(
         return None
     values = _resampled(difference, group_count, rounds, seed)
     return _paired(estimate, values, level) if len(values) else None
+
+
+def bootstrap_figure(
+    figure: Callable[[Floats], float | None],
+    group: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    rounds: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval | None:
+    """Interval of any figure that is a function of the weights of N rows; see `bootstrap_interval`.
+
+    A difference of two figures is paired. None where it is undefined on all rows or in every round.
+    """
+    _require_positive(rounds, "rounds")
+    rows = len(np.asarray(group))
+    groups, group_count = _as_codes(group, rows, "group")
+    own = _as_weights(weight, rows)
+    estimate = figure(own)
+    if estimate is None:
+        return None
+    values = _resampled(lambda drawn: figure(drawn[groups] * own), group_count, rounds, seed)
+    return Interval(estimate, *_percentiles(values, level), level, len(values)) if len(values) else None
 
 
 def bootstrap_sums(
@@ -792,9 +820,10 @@ def bootstrap_means(
     for part, groups in zip(parts, np.split(codes, np.cumsum(lengths)[:-1]), strict=True):
         fraud = as_labels(part.label)
         _require_rows(groups, len(fraud), "group")
+        own = np.ones(len(fraud))
         for name in names:
             figures[name].append(
-                [_grouped_metric(metric, fraud, score, name, groups, group_count) for score in part.scores[name]]
+                [_grouped_metric(metric, fraud, score, name, groups, group_count, own) for score in part.scores[name]]
             )
 
     def means(weight: Floats) -> Floats | None:
@@ -864,16 +893,14 @@ def _grouped_metric(
     field: str,
     groups: Codes,
     group_count: int,
-    weights: Floats | None = None,
+    own: Floats,
 ) -> Callable[[Floats], float | None]:
-    """The metric as a function of weights per group [G]; what needs no weights is done once. `weights` [N] are of rows."""
+    """The metric as a function of weights per group [G], times each row's own [N]; what needs no weights is done once."""
     if metric == "brier" or metric == "log_loss":
         losses = _brier_losses if metric == "brier" else _log_losses
         per_row = losses(fraud, as_probabilities(score, len(fraud), field))
-        if weights is not None:
-            per_row = per_row * weights
-        loss_of_group = np.bincount(groups, weights=per_row, minlength=group_count)
-        rows_of_group = np.bincount(groups, weights=weights, minlength=group_count).astype(np.float64)
+        loss_of_group = np.bincount(groups, weights=own * per_row, minlength=group_count)
+        rows_of_group = np.bincount(groups, weights=own, minlength=group_count)
 
         def mean_loss(weight: Floats) -> float | None:
             rows = (rows_of_group * weight).sum()
@@ -882,12 +909,10 @@ def _grouped_metric(
         return mean_loss
 
     ranking = _Ranking(fraud, as_scores(score, len(fraud), field))
-    ranked_group = groups[ranking.order]
-    ranked_weights = None if weights is None else weights[ranking.order]
+    ranked_group, ranked_own = groups[ranking.order], own[ranking.order]
 
     def ranked(weight: Floats) -> float | None:
-        of_rows = weight[ranked_group]
-        curve = ranking.curve(of_rows if ranked_weights is None else of_rows * ranked_weights)
+        curve = ranking.curve(weight[ranked_group] * ranked_own)
         if metric == "average_precision":
             return _average_precision(curve)
         return _roc_auc(curve) if metric == "roc_auc" else _recall_at_fpr(curve, 0.01)

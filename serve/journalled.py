@@ -5,7 +5,7 @@ being written at the end is left out. Letters: N transactions, K numbers of a co
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import pyarrow as pa
 from seqfraud.canonical import canonical_text
 from seqfraud.errors import RunError
 from seqfraud.schema import Schema
+from serve.control import control_shares
 from serve.log import read_frames
 from serve.records import LabelRecord, Note, TransactionRecord, decode_records
 from serve.service import FIELDS
 
-__all__ = ["Journalled", "is_fraud", "matured", "read_journal"]
+__all__ = ["Journalled", "is_fraud", "matured", "read_journal", "weights"]
 
 _TABLE = pa.schema(
     [
@@ -105,7 +106,6 @@ def read_journal(
     until: int | None = None,
     fields: bool = False,
     context: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Journalled:
     """The journal of a state folder as a table.
 
@@ -117,7 +117,6 @@ def read_journal(
         until: what was known at this moment (ms): transactions of an earlier time, labels known before it.
         fields: the declared fields too.
         context: what was read of the entities too.
-        progress: called with the number of records that were read.
 
     Raises:
         RunError: there is no journal, it is damaged, or holds other fields.
@@ -145,8 +144,6 @@ def read_journal(
                 if record.seq > after_seq and begin <= record.time < end:
                     kept.append(record)
         last_seq = frame.seq + frame.taken - 1
-        if progress is not None:
-            progress(frame.taken)
     rows = _rows(kept) if fields or schema.amount is not None else []
     return Journalled(
         table=_table(kept, labels, rows, schema),
@@ -174,6 +171,22 @@ def is_fraud(table: pa.Table) -> npt.NDArray[np.bool_]:
     return out
 
 
+def weights(read: Journalled) -> npt.NDArray[np.float64]:
+    """How many transactions each row stands for [N], so that sums over rows whose truth is known estimate those over all.
+
+    Where a bundle let a share of what it declined through at random, those stand for 1 / share each, and what was declined
+    for nothing: of it only that is known which somebody spoke of (Horvitz & Thompson 1952). Everything else counts once.
+    What rules and lists declined is left out with it, and is nobody's figure.
+    """
+    shares = control_shares(read.notes)
+    table = read.table
+    share = np.array([shares.get(model, 0.0) for model in table["model"].to_pylist()], dtype=np.float64)
+    control = table["control"].to_numpy(zero_copy_only=False).astype(bool)
+    declined = np.array([decision == "decline" for decision in table["decision"].to_pylist()], dtype=bool)
+    out: npt.NDArray[np.float64] = np.where(declined & (share > 0), 0.0, 1.0)
+    return np.where(control, 1 / np.where(control, share, 1.0), out)
+
+
 def _require_fields(seen: str, schema: Schema, state: Path) -> None:
     declared = ",".join(schema.fields)
     if seen != declared:
@@ -193,7 +206,7 @@ def _table(
     answers = [_said(record.answer) for record in kept]
     newest = [labels.get(record.id) for record in kept]
     amounts = [row.get(schema.amount) for row in rows] if schema.amount is not None else [None] * len(kept)
-    columns = [
+    columns: list[list[Any]] = [
         [record.seq for record in kept],
         [record.id for record in kept],
         [record.user for record in kept],
@@ -214,12 +227,12 @@ def _table(
 
 
 def _labels(records: Iterable[LabelRecord]) -> pa.Table:
-    said = [
+    said: list[tuple[Any, ...]] = [
         (r.seq, r.transaction_id, int(r.is_fraud), r.known_at, r.said_at, r.source, r.author)
         for r in sorted(records, key=lambda record: record.seq)
     ]
-    columns: list[list[Any]] = [list(column) for column in zip(*said, strict=True)]
-    return _arrow(columns or [[] for _ in _LABELS], _LABELS)
+    columns: list[list[Any]] = [[row[i] for row in said] for i in range(len(_LABELS))]
+    return _arrow(columns, _LABELS)
 
 
 def _fields(kept: list[TransactionRecord], rows: list[dict[str, Any]], schema: Schema) -> pa.Table:

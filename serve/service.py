@@ -32,6 +32,7 @@ from serve.alertindex import ALERT
 from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
+from serve.control import open_control
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.desk import Desk
 from serve.facts import Case, recent_of
@@ -171,6 +172,7 @@ class Service:
                 self._journal.set_meta(FIELDS, ",".join(manifest.schema.fields))
             else:
                 require_fields(seen, bundle, state)
+            self._control = open_control(self._journal, bundle)
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
             self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
             self._alerts = Alerts(self._journal, self._identifiers, manifest.schema)
@@ -489,9 +491,12 @@ class Service:
         if self.rules.active:
             self._apply_rules(transaction, scored, answer)
         if answer.decision != "approve":
+            spared = self._control is not None and self._control.spares(answer)
             with _graphs_may_fail():
                 answer.reasons += self._explainer.reasons(self._situation(transaction, scored))
             answer.reasons = answer.reasons or [COMBINATION]
+            if spared:
+                answer.decision, answer.control = "approve", True
         return scored, answer
 
     def _apply_rules(self, transaction: Transaction, scored: Scored, answer: Answer) -> None:

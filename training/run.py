@@ -311,6 +311,7 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
         "users": len(np.unique(prepared.table.user.codes[encoded.arrival[rows]])),
         "first": format_instant(int(time.min())),
         "last": format_instant(int(time.max())),
+        "labels_until": format_instant(prepared.split.test_start),
         "numeric_deciles": {
             column: np.nanquantile(numeric[:, i], DECILES).tolist()
             for i, column in enumerate(prepared.schema.numeric_inputs)

@@ -674,3 +674,38 @@ def test_intervals_of_the_calibration_hold_the_truth_also_where_rows_hang_togeth
         inside += [found[0].low < 0 < found[0].high, found[1].low < 1 < found[1].high]
     assert np.mean(inside) > 0.87
     assert metrics.calibration_intervals([0, 0], [0.1, 0.2], [0, 1]) is None
+
+
+# --- Weights of rows ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_weight_counts_a_row_that_often(seed: int) -> None:
+    label, score = random_rows(seed, 300)
+    score = np.clip(score, 0.01, 0.99)
+    weight = np.random.default_rng(seed).integers(0, 4, len(label))
+    rows = np.repeat(np.arange(len(label)), weight)
+    one, other = metrics.calibration_slope(label, score, weight), metrics.calibration_slope(label[rows], score[rows])
+    assert one is not None and other is not None
+    assert (one.slope, one.intercept) == pytest.approx((other.slope, other.intercept), abs=1e-6)
+    assert metrics.calibration_in_the_large(label, score, weight) == pytest.approx(
+        metrics.calibration_in_the_large(label[rows], score[rows]), abs=1e-9
+    )
+    user = np.random.default_rng(seed).integers(0, 40, len(label))
+    other_score = np.roll(score, 1)
+    for metric in ("average_precision", "log_loss"):
+        a = metrics.paired_bootstrap(metric, label, score, other_score, user, weight=weight, rounds=30)
+        # all users have a row in both, so that the draws are the same
+        b = metrics.paired_bootstrap(metric, label[rows], score[rows], other_score[rows], user[rows], rounds=30)
+        assert a is not None and b is not None
+        assert (a.difference, a.low, a.high) == pytest.approx((b.difference, b.low, b.high))
+
+
+def test_any_figure_has_an_interval() -> None:
+    label, score = random_rows(0)
+    user = np.arange(len(label)) // 5
+    wanted = metrics.bootstrap_interval("average_precision", label, score, user, rounds=50)
+    got = metrics.bootstrap_figure(lambda w: metrics.average_precision(label, score, w), user, rounds=50)
+    assert got is not None and wanted is not None
+    assert vars(got) == pytest.approx(vars(wanted))
+    assert metrics.bootstrap_figure(lambda _: None, user) is None
