@@ -42,6 +42,7 @@ COMMANDS = {
     "models": Command("serve.model_commands", "models", "Models in a folder: add, compare, promote, roll back."),
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
+    "monitor": Command("serve.monitor_commands", "monitor", "Drift, alerts and matured quality of models in service."),
     "retrain": Command(
         "serve.retrain_commands", "retrain", "Train a challenger on the journal; does it pass the gate?"
     ),

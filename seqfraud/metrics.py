@@ -31,6 +31,9 @@ LOGIT_LIMIT = 1e-7
 
 DAY_MS = 86_400_000
 
+Z95 = 1.959963984540054
+"""Of a 95 % interval."""
+
 NEWTON_STEPS = 100
 SMALLEST_STEP = 1e-9
 CONVERGED = 1e-12
@@ -569,6 +572,11 @@ def precision_at_budget(
     return _daily_share(days, alerted * fraud, alerted)
 
 
+def alerted(score: ArrayLike, day: ArrayLike, alert_share: float) -> Floats:
+    """[N]: the probability of each row to be among its day's highest-scored `alert_share`; ties as in `money_caught`."""
+    return _alerted(len(np.asarray(score)), score, day, None, alert_share)[1]
+
+
 def _alerted(
     rows: int,
     score: ArrayLike,
@@ -613,6 +621,20 @@ def _daily_share(days: Codes, part: Floats, whole: Floats) -> DailyShare | None:
     return DailyShare(float(shares.mean()), float(total), int(defined.sum()))
 
 
+# --- Shares ---------------------------------------------------------------------------------------
+
+
+def wilson(hits: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a binomial share (Wilson 1927), which stays inside 0..1 and is honest for few rows."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, Z95 * Z95
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    # at the ends the formula gives the end itself, less a rounding
+    return (0.0 if hits <= 0 else middle - half), (1.0 if hits >= count else middle + half)
+
+
 # --- Bootstrap ------------------------------------------------------------------------------------
 
 
@@ -646,6 +668,7 @@ def bootstrap_interval(
     score: ArrayLike,
     group: ArrayLike,
     *,
+    weight: ArrayLike | None = None,
     rounds: int = 200,
     seed: int = 0,
     level: float = 0.95,
@@ -654,13 +677,13 @@ def bootstrap_interval(
 
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13. `group` [N] names the group
     (user) of each row; a round draws as many groups as there are, with replacement, and weighs each
-    row by how often its group was drawn. Same seed, same interval. None where the metric is
-    undefined on all rows or in every round.
+    row by how often its group was drawn. Same seed, same interval. `weight` [N] counts a row that often
+    besides. None where the metric is undefined on all rows or in every round.
     """
     _require_bootstrap(metric, rounds, level)
     fraud = as_labels(label)
     groups, group_count = _as_codes(group, len(fraud), "group")
-    figure = _grouped_metric(metric, fraud, score, "score", groups, group_count, np.ones(len(fraud)))
+    figure = _grouped_metric(metric, fraud, score, "score", groups, group_count, _as_weights(weight, len(fraud)))
     estimate = figure(np.ones(group_count))
     if estimate is None:
         return None
@@ -895,6 +918,47 @@ def _grouped_metric(
         return _roc_auc(curve) if metric == "roc_auc" else _recall_at_fpr(curve, 0.01)
 
     return ranked
+
+
+def calibration_intervals(
+    label: ArrayLike, probability: ArrayLike, group: ArrayLike, weight: ArrayLike | None = None
+) -> tuple[Interval, Interval] | None:
+    """95 % intervals of the calibration in the large and of the calibration slope, over N rows.
+
+    Of the estimating equations of both at their solution, with the variance of their sums over groups (Liang & Zeger,
+    Biometrika 73 (1986)): rows of one group hang together. `weight` [N] counts a row that often. None where either is
+    undefined.
+    """
+    fraud = as_labels(label)
+    weights = _as_weights(weight, len(fraud))
+    kept = weights > 0
+    fraud, weights = fraud[kept], weights[kept]
+    p = np.clip(as_probabilities(probability, len(kept))[kept], LOGIT_LIMIT, 1.0 - LOGIT_LIMIT)
+    groups, count = _as_codes(np.asarray(group)[kept], len(fraud), "group")
+    x = np.log(p) - np.log1p(-p)
+    fitted = calibration_slope(fraud, p, weights)
+    shift = calibration_in_the_large(fraud, p, weights)
+    if fitted is None or shift is None or count < 2:
+        return None
+
+    def interval(columns: Floats, z: Floats, estimate: float) -> Interval:
+        """Of the last coefficient; `columns` [N, P] are the regressors and z [N] the fitted logit."""
+        expected = np.exp(-np.logaddexp(0.0, -z))
+        residual = weights * (fraud - expected)
+        variance = weights * expected * (1.0 - expected)
+        bread = np.linalg.inv((columns[:, :, None] * columns[:, None, :] * variance[:, None, None]).sum(axis=0))
+        sums = np.stack([np.bincount(groups, weights=c * residual, minlength=count) for c in columns.T], axis=1)
+        meat = (sums[:, :, None] * sums[:, None, :]).sum(axis=0) * count / (count - 1)
+        spread = Z95 * math.sqrt((bread @ meat @ bread)[-1, -1])
+        return Interval(estimate, estimate - spread, estimate + spread, 0.95, 0)
+
+    ones = np.ones((len(x), 1))
+    # the slope's regressor is centred, or the matrices are close to singular
+    both = np.column_stack([ones[:, 0], x - x.mean()])
+    return (
+        interval(ones, x + shift, shift),
+        interval(both, fitted.intercept + fitted.slope * x, fitted.slope),
+    )
 
 
 # --- All of it ------------------------------------------------------------------------------------

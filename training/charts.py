@@ -16,14 +16,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from seqfraud.look import LIGHT
+
 Floats = npt.NDArray[np.float64]
 
-LIGHT = {
-    "ink": "#1a212b", "muted": "#5c6775", "line": "#dde2e8", "card": "#ffffff",
-    "gru": "#0a5fa8", "fraud": "#c04a04", "honest": "#66788c",
-    "other-1": "#00805f", "other-2": "#a8578a", "other-3": "#94700a", "other-4": "#6a5acd", "other-5": "#3a8fb7",
-}  # fmt: skip
-"""Colours on a light ground, by name."""
 COLOURS = {name: f"#0001{number:02x}" for number, name in enumerate(LIGHT)}
 """Stand-ins that matplotlib draws with; a page has a CSS variable of each name, a file the light colour."""
 INK, MUTED, LINE, CARD = (COLOURS[name] for name in ("ink", "muted", "line", "card"))

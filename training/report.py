@@ -22,7 +22,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 from seqfraud.choosing import DECLINE_PRECISION
 from seqfraud.config import DAY_MS, DecisionConfig, duration_words, parse_instant
 from seqfraud.files import replaced_file
-from seqfraud.metrics import Interval, precision_recall_curve
+from seqfraud.look import style
+from seqfraud.metrics import Interval, precision_recall_curve, wilson
 from seqfraud.policy import NEVER, Costs
 from training.charts import (
     ABOVE,
@@ -31,7 +32,6 @@ from training.charts import (
     FRAUD,
     HONEST,
     INK,
-    LIGHT,
     LINE,
     MODEL,
     MUTED,
@@ -61,7 +61,6 @@ from training.report_data import (
     money_text,
     read_baselines,
     report_content,
-    wilson,
 )
 from training.worth import CHOSEN, NO_MODEL
 
@@ -111,7 +110,7 @@ def render_report(content: ReportContent) -> str:
         timelines=[_timeline(content, i, miss) for i, miss in enumerate(content.misses)],
         span=span,
         little_fraud=TOO_LITTLE_FRAUD,
-        light=LIGHT,
+        style=Markup(style()),
     )
 
 

@@ -33,6 +33,7 @@ from seqfraud.metrics import (
     measure_quality,
     paired_bootstrap,
     roc_auc,
+    wilson,
 )
 from seqfraud.policy import Policy, Thresholds
 from seqfraud.schema import Schema
@@ -62,8 +63,6 @@ BOOTSTRAP_ROWS = 100_000_000
 """Rows times rounds of one bootstrap: 200 rounds up to half a million rows, fewer beyond, never under 50."""
 EARTH_KM = 6371.0
 LONGEST_TEXT = 40
-
-Z95 = 1.959963984540054
 
 
 # --- The content ----------------------------------------------------------------------------------
@@ -558,17 +557,6 @@ def assess(content: ReportContent) -> Assessment:
         calibration_top=top,
         segmentations=_segmentations(content) if len(held) else (),
     )
-
-
-def wilson(hits: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a binomial share (Wilson 1927), which stays inside 0..1 and is honest for few rows."""
-    if count == 0:
-        return 0.0, 1.0
-    share, z2 = hits / count, Z95 * Z95
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    # at the ends the formula gives the end itself, less a rounding
-    return (0.0 if hits <= 0 else middle - half), (1.0 if hits >= count else middle + half)
 
 
 def bins_with_intervals(label: Labels, probability: Floats, top: float | None = None) -> tuple[Bin, ...]:

@@ -23,13 +23,19 @@ import torch
 
 from seqfraud.choosing import ScoredDays, choose_policy
 from seqfraud.config import DAY_MS, HOUR_MS, Config, format_instant, load_config
+from seqfraud.drift import groups_of, share_of
 from seqfraud.errors import RunError
 from seqfraud.files import replaced_file
+from seqfraud.fingerprint import KEY as DRIFT
+from seqfraud.fingerprint import Columns, drift_reference, gaps_of
 from seqfraud.metrics import measure_quality
 from seqfraud.nn.checkpoint import Run, described, may_be_missing, versions
 from seqfraud.nn.model import SequenceModel
 from seqfraud.policy import Policy, Thresholds, flag_many
 from seqfraud.sequences import require_numbers
+from seqfraud.table import MISSING
+from seqfraud.watched import ALERT_SHARE, measure_watched
+from seqfraud.watched import KEY as WATCHED
 from training.calibrate import platt
 from training.dropping import dropped_text
 from training.importance import FILE as IMPORTANCE_FILE
@@ -222,8 +228,27 @@ def decide(prepared: Prepared, probability: npt.NDArray[np.float64]) -> Decided:
         **choice.policy.as_dict(),
         "choice": described,
         "worth": measure_worth(prepared, probability, choice.policy, described["alternatives"]),
+        WATCHED: watched(prepared, probability, choice.policy),
     }
     return Decided(choice.policy, figures)
+
+
+def watched(prepared: Prepared, probability: npt.NDArray[np.float64], policy: Policy) -> dict[str, Any]:
+    """What monitoring compares with: the share of alerts on the validation days, and the quality on their labelled rows."""
+    rows = validation_days(prepared, probability)
+    alerts = share_of(policy.decide_many(rows.probability, rows.amount) > 0, groups_of(rows.user))
+    assert alerts is not None
+    known = rows.known
+    amount = None if rows.amount is None else rows.amount[known]
+    quality = measure_watched(
+        rows.label[known],
+        rows.probability[known],
+        rows.day[known],
+        rows.user[known],
+        amount,
+        alerts.share or ALERT_SHARE,
+    )
+    return {"alerts": asdict(alerts), **quality.as_dict()}
 
 
 def measure_worth(
@@ -304,7 +329,34 @@ def fingerprint(prepared: Prepared, probability: npt.NDArray[np.float64]) -> dic
             for c, v in enumerate(prepared.vocabularies)
         },
         "probability_deciles": np.quantile(probability[prepared.rows.validation], DECILES).tolist(),
+        DRIFT: drift_reference(
+            prepared.schema,
+            prepared.context,
+            prepared.vocabularies,
+            columns_of(prepared),
+            probability,
+            prepared.split.train_start,
+            prepared.split.validation_start,
+            prepared.split.train_end,
+        ),
     }
+
+
+def columns_of(prepared: Prepared) -> Columns:
+    """All rows as the model reads them, by user."""
+    table, encoded = prepared.table, prepared.encoded
+    user = table.user.codes[encoded.arrival]
+    absent = {column: np.isnan(table.numbers[encoded.arrival, i]) for i, column in enumerate(table.schema.numbers)}
+    absent |= {column: table.text(column).codes[encoded.arrival] == MISSING for column in table.schema.texts}
+    return Columns(
+        time=encoded.time,
+        user=user,
+        numeric=encoded.numeric,
+        categorical=encoded.categorical,
+        context=encoded.context,
+        gap=gaps_of(user, encoded.time),
+        absent=absent,
+    )
 
 
 def _write_model(

@@ -635,6 +635,47 @@ def test_calibration_in_the_large_is_what_brings_the_expected_frauds_to_those_th
     assert metrics.calibration_in_the_large([1, 0], [1.0, 0.0]) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_weight_is_as_many_equal_rows() -> None:
+    rng = np.random.default_rng(3)
+    label = (rng.random(400) < 0.3).astype(int)
+    probability = np.clip(0.2 + 0.4 * label + rng.normal(0, 0.2, 400), 0.01, 0.99)
+    group, weight = np.arange(400) // 5, rng.integers(1, 4, 400)
+    many = np.repeat(np.arange(400), weight)
+    for metric in ("average_precision", "recall_at_1pct_fpr", "roc_auc", "brier"):
+        once = metrics.bootstrap_interval(metric, label, probability, group, weight=weight, rounds=30)  # type: ignore[arg-type]
+        again = metrics.bootstrap_interval(metric, label[many], probability[many], group[many], rounds=30)  # type: ignore[arg-type]
+        assert once is not None and again is not None
+        assert (once.estimate, once.low, once.high) == pytest.approx((again.estimate, again.low, again.high))
+    weighted, repeated = (
+        metrics.calibration_slope(label, probability, weight),
+        metrics.calibration_slope(label[many], probability[many]),
+    )
+    assert weighted is not None and repeated is not None
+    assert weighted.slope == pytest.approx(repeated.slope)
+    assert metrics.calibration_in_the_large(label, probability, weight) == pytest.approx(
+        metrics.calibration_in_the_large(label[many], probability[many])
+    )
+    both = metrics.calibration_intervals(label, probability, group, weight)
+    of_many = metrics.calibration_intervals(label[many], probability[many], group[many])
+    assert both is not None and of_many is not None
+    for a, b in zip(both, of_many, strict=True):
+        assert (a.estimate, a.low, a.high) == pytest.approx((b.estimate, b.low, b.high))
+
+
+def test_intervals_of_the_calibration_hold_the_truth_also_where_rows_hang_together() -> None:
+    inside = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        logit = rng.normal(-2, 1, 150)
+        group = np.repeat(np.arange(150), 8)
+        label = np.repeat(rng.random(150) < 1 / (1 + np.exp(-logit)), 8)
+        found = metrics.calibration_intervals(label, np.repeat(1 / (1 + np.exp(-logit)), 8), group)
+        assert found is not None
+        inside += [found[0].low < 0 < found[0].high, found[1].low < 1 < found[1].high]
+    assert np.mean(inside) > 0.87
+    assert metrics.calibration_intervals([0, 0], [0.1, 0.2], [0, 1]) is None
+
+
 # --- Weights of rows ------------------------------------------------------------------------------
 
 

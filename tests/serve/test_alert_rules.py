@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from serve.monitor_report import FAMILIES
 from tests.serve.test_metrics import PROMTOOL, read, row
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -24,6 +25,7 @@ SLOW = 'seqfraud_http_request_seconds_bucket{instance="a",route="/v1/score",meth
 LABELS = 'seqfraud_labels_total{instance="a",source="bank",outcome='
 OUTBOX = 'seqfraud_outbox_events{instance="a",state='
 DELIVERED = 'seqfraud_outbox_delivered_total{instance="a"}'
+VERDICT = 'seqfraud_monitor_level{instance="a",model="m",'
 WRITTEN = 'seqfraud_monitor_timestamp_seconds{instance="a"}'
 SNAPSHOT = 'seqfraud_snapshot_timestamp_seconds{instance="a"}'
 BEHIND = 'seqfraud_snapshot_behind_records{instance="a"}'
@@ -32,7 +34,7 @@ BEHIND = 'seqfraud_snapshot_behind_records{instance="a"}'
 # count, one every STEPS[alert], else one a minute.
 STEPS = {
     "SeqfraudNoTransactions": "5m", "SeqfraudDecisionsShifted": "1h", "SeqfraudNoLabels": "1h", "SeqfraudLabelsOfUnknown": "1h",
-    "SeqfraudMonitorSilent": "5m",
+    "SeqfraudMonitorSilent": "5m", "SeqfraudMonitorUnknown": "5m",
 }  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "SeqfraudDown": ("10m", {'up{job="seqfraud",instance="a"}': "0x20"}, {'up{job="seqfraud",instance="a"}': "1x20"}),
@@ -115,6 +117,16 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
         "40m",
         {f'{OUTBOX}"waiting"}}': "5x60", DELIVERED: "7x60"},
         {f'{OUTBOX}"waiting"}}': "5x60", DELIVERED: "0+1x60"},
+    ),
+    "SeqfraudMonitorAlarm": (
+        "10m",
+        {f'{VERDICT}role="in service",topic="inputs"}}': "0x5 3x10"},
+        {f'{VERDICT}role="in service",topic="inputs"}}': "2x20", f'{VERDICT}role="shadow",topic="inputs"}}': "3x20"},
+    ),
+    "SeqfraudMonitorUnknown": (
+        "8h",
+        {f'{VERDICT}role="",topic="all"}}': "0x2 1x200"},
+        {f'{VERDICT}role="",topic="all"}}': "1x20 0x200", f'{VERDICT}role="in service",topic="quality"}}': "1x220"},
     ),
     "SeqfraudMonitorSilent": ("8h", {WRITTEN: "0x100"}, {WRITTEN: "0+300x100"}),
 }  # fmt: skip
@@ -215,7 +227,9 @@ def test_every_metric_that_is_named_in_docs_is_there_in_a_live_service(
     block = {"kind": "block", "field": "user", "why": "a test"}
     assert request(first.port, "PUT", "/v1/lists/blocked", block)[0] == 200
     assert first.stop() == 0, "a snapshot is there from now on"
-    (tmp_path / "state" / "monitor.prom").write_text("")
+    (tmp_path / "state" / "monitor.prom").write_text(
+        "".join(f"# HELP {name} X.\n# TYPE {name} gauge\n{name} 1\n" for name in FAMILIES)
+    )
     running = serve("--settings", settings).started()
     assert request(running.port, "POST", "/v1/score", row(0))[0] == 200
     assert request(running.port, "POST", "/v1/labels", [{"transaction_id": 0, "is_fraud": True}])[0] == 200

@@ -14,7 +14,7 @@ import pytest
 
 from seqfraud.choosing import Choice
 from seqfraud.config import parse_config
-from seqfraud.metrics import CalibrationBin
+from seqfraud.metrics import CalibrationBin, wilson
 from seqfraud.policy import NEVER, Costs, Policy, Thresholds
 from training.prepare import Prepared, prepare
 from training.report import (
@@ -27,7 +27,7 @@ from training.report import (
     report_content,
     write_report,
 )
-from training.report_data import Bin, amount_bands, assess, history_bands, money_text, wilson
+from training.report_data import Bin, amount_bands, assess, history_bands, money_text
 from training.run import measure_worth, qualities
 from training.worth import described_choice, scored_days
 

@@ -1,0 +1,221 @@
+"""False alarms: a hundred simulated weeks in which nothing changes, and what the monitor says of each; then weeks with a change.
+
+A small model is trained on the first months of one long simulation and then left alone: its users, merchants and frauds go
+on as before, so that every alarm is a false one. Transactions and contexts are scored in bulk, week after week is looked at
+as the monitor would at its end. Neighbouring weeks share three quarters of the rows that quality is measured on.
+
+Example: python -m benchmarks.quiet
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import ROOT, command
+from seqfraud.bulk import read_for_bundle, score_encoded
+from seqfraud.bundle import Bundle, open_bundle
+from seqfraud.config import DAY_MS, WEEK_MS, parse_instant
+from seqfraud.files import replaced_file
+from seqfraud.fingerprint import Columns, gaps_of
+from seqfraud.metrics import wilson
+from seqfraud.runtime import SequenceGraph
+from seqfraud.sequences import encode
+from seqfraud.table import MISSING
+from serve.monitor import examine
+from serve.verdicts import Rows, Span
+
+FOLDER = ROOT / "build" / "quiet"
+RESULT = ROOT / "benchmarks" / "results" / "quiet.json"
+USERS, SEED, DAYS = 1000, 23, 835
+FEW = 100
+"""Users of the small service."""
+BEGIN = "2025-05-08"
+"""One label delay after the training."""
+WEEKS = 100
+CONFIG = """
+[data]
+transaction = "transaction_id"
+user = "user_id"
+time = "time"
+label = "is_fraud"
+label_delay = "7d"
+amount = "amount"
+[features]
+numeric = ["amount"]
+categorical = ["category"]
+context = ["merchant_id", "device_id", "user_id"]
+geo = [["lat", "long"]]
+ip = ["ip"]
+[split]
+train_start = "2025-01-15"
+validation = "14d"
+train_end = "2025-05-01"
+test_start = "2025-05-08"
+test_end = "2025-05-15"
+[model]
+hidden = 32
+[training]
+epochs = 6
+users_per_batch = 16
+dropout = 0.2
+[decision]
+alert_share = 0.01
+decline_precision = 0.9
+"""
+CHANGES = {
+    "new_pattern": "new_pattern@2025-06-05:3",
+    "inflation": "inflation@2025-06-05:1.5",
+    "fraud_rate": "fraud_rate@2025-06-05:4:test_burst",
+}
+CHANGED_AT, CHANGED_DAYS = "2025-06-05", 220
+MATURE = 28 * DAY_MS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weeks", type=int, default=WEEKS)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    began = time.perf_counter()
+    bundle = prepared_bundle(args.folder)
+    rows, user = rows_of(bundle, args.folder / "quiet.parquet")
+    result: dict[str, Any] = {
+        "weeks": args.weeks,
+        "users": USERS,
+        "seed": SEED,
+        "window_days": 7,
+        "quality_window_days": MATURE // DAY_MS,
+    }
+
+    def keep(part: str, found: Any) -> None:
+        result[part] = found
+        result["seconds"] = round(time.perf_counter() - began)
+        with replaced_file(args.out) as file:
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(part, json.dumps(found), flush=True)
+
+    keep("quiet", counted(looked(bundle, rows, args.weeks)))
+    changes = {}
+    for name, drift in CHANGES.items():
+        data = args.folder / f"{name}.parquet"
+        if not data.exists():
+            simulate(data, CHANGED_DAYS, drift)
+        found = looked(bundle, rows_of(bundle, data)[0], 8, CHANGED_AT)
+        changes[drift] = {"alarm": first(found, "alarm"), "watch_or_alarm": first(found, "alarm", "watch")}
+        keep("weeks_until", changes)
+    keep("quiet_small", {"users": FEW, **counted(looked(bundle, rows.take(user < FEW), args.weeks))})
+
+
+def prepared_bundle(folder: Path) -> Bundle:
+    """The long simulation, and a model of its first months; what is there already is used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "quiet.parquet").exists():
+        simulate(folder / "quiet.parquet", DAYS)
+    if not (folder / "bundle").exists():
+        first_months = folder / "train.parquet"
+        simulate(first_months, 135)
+        (folder / "quiet.toml").write_text(CONFIG, encoding="utf-8")
+        command("train", folder / "quiet.toml", "--data", first_months, "--out", folder / "run")
+        command("export", folder / "run", "--out", folder / "bundle")
+    return open_bundle(folder / "bundle")
+
+
+def simulate(out: Path, days: int, drift: str | None = None) -> None:
+    more = [] if drift is None else ["--drift", drift]
+    command("simulate", "--out", out, "--users", USERS, "--days", days, "--seed", SEED, *more)
+
+
+def rows_of(bundle: Bundle, data: Path) -> tuple[Rows, np.ndarray[Any, Any]]:
+    """Every transaction of a file as the monitor sees it, and the users' numbers; labels are those that will be known."""
+    manifest = bundle.manifest
+    table = read_for_bundle(bundle, data)
+    encoded = encode(table, manifest.vocabularies, manifest.context)
+    probability = score_encoded(SequenceGraph(bundle.sequence, manifest.graph, 1), encoded).astype(np.float64)
+    order = np.argsort(encoded.arrival)  # encoded rows in arrival order
+    user, amount = table.user.codes.astype(np.int64), table.amount()
+    probability = probability[order]
+    decisions = manifest.policy.decide_many(probability, amount)
+    absent = {column: np.isnan(table.numbers[:, i]) for i, column in enumerate(table.schema.numbers)}
+    absent |= {column: table.text(column).codes == MISSING for column in table.schema.texts}
+    columns = Columns(
+        time=table.time,
+        user=user,
+        numeric=table.numeric_inputs(),
+        categorical=encoded.categorical[order],
+        context=encoded.context[order],
+        gap=gaps_of(user, table.time),
+        absent=absent,
+    )
+    everything = np.ones(len(table), dtype=bool)
+    assert table.label is not None
+    rows = Rows(columns, everything, probability, decisions > 0, decisions == 2, ~everything, amount, table.label)
+    return rows, user
+
+
+def looked(bundle: Bundle, rows: Rows, weeks: int, begin: str = BEGIN) -> list[dict[str, str]]:
+    """The verdicts by topic at the end of each week."""
+    out = []
+    for week in range(1, weeks + 1):
+        now = parse_instant(begin) + week * WEEK_MS
+        span = Span(now, WEEK_MS, MATURE)
+        time_ms = rows.columns.time
+        near = (time_ms < now) & (time_ms >= now - MATURE - 2 * WEEK_MS) & (time_ms >= parse_instant(BEGIN))
+        if not (time_ms >= now).any():
+            raise SystemExit(f"the simulation ends before week {week}")
+        report = examine(bundle.manifest, bundle.id, "in service", rows.take(near), span)
+        out.append(
+            {topic.name: topic.level for topic in report.topics}
+            | {f"{topic.name} words": topic.words for topic in report.topics if topic.level in ("alarm", "watch")}
+        )
+    return out
+
+
+def counted(found: list[dict[str, str]]) -> dict[str, Any]:
+    """By topic how often each verdict, and the rate of alarms with its interval."""
+    names = [name for name in found[0] if not name.endswith(" words")]
+    topics = {}
+    for name in names:
+        levels = Counter(week[name] for week in found)
+        low, high = wilson(levels["alarm"], len(found))
+        topics[name] = {
+            **{level: levels[level] for level in ("ok", "watch", "alarm", "unknown")},
+            "alarm_rate": levels["alarm"] / len(found),
+            "alarm_rate_low": low,
+            "alarm_rate_high": high,
+        }
+    alarmed = sum(any(week[name] == "alarm" for name in names) for week in found)
+    low, high = wilson(alarmed, len(found))
+    words = [
+        {"week": i, "topic": name, "level": week[name], "words": week[f"{name} words"]}
+        for i, week in enumerate(found, start=1)
+        for name in names
+        if f"{name} words" in week
+    ]
+    return {
+        "alarmed_weeks": alarmed,
+        "alarmed_weeks_by_quarter": [
+            sum(any(week[name] == "alarm" for name in names) for week in found[i : i + len(found) // 4])
+            for i in range(0, len(found), max(len(found) // 4, 1))
+        ][:4],
+        "alarm_rate": alarmed / len(found),
+        "alarm_rate_low": low,
+        "alarm_rate_high": high,
+        "topics": topics,
+        "alarms_and_watches": words,
+    }
+
+
+def first(found: list[dict[str, str]], *levels: str) -> dict[str, int | None]:
+    """By topic the first week with such a verdict."""
+    names = [name for name in found[0] if not name.endswith(" words")]
+    return {name: next((i for i, week in enumerate(found, 1) if week[name] in levels), None) for name in names}
+
+
+if __name__ == "__main__":
+    main()
