@@ -60,8 +60,8 @@ class Variant:
         return seen if self.inputs is None else self.inputs(seen)
 
 
-def _with_forecast(config: Config) -> Config:
-    return replace(config, model=replace(config.model, forecast=True))
+def _without_forecast(config: Config) -> Config:
+    return replace(config, model=replace(config.model, forecast=False))
 
 
 def _without_context(config: Config) -> Config:
@@ -75,7 +75,7 @@ def _hidden(units: int, config: Config) -> Config:
 TRAINED: dict[str, Variant] = {
     WHOLE: Variant(),
     "without recurrence": Variant(kind=WithoutRecurrence),
-    "with the forecast": Variant(config=_with_forecast),
+    "without forecast": Variant(config=_without_forecast),
     "without context": Variant(config=_without_context),
     "without run state": Variant(inputs=without_run_state),
     **{f"hidden size {units}": Variant(config=partial(_hidden, units)) for units in HIDDEN},

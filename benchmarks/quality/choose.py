@@ -1,10 +1,10 @@
 """Which settings of the GRU do best on weeks before the test folds: the handbook, one candidate at a time.
 
-    python -m benchmarks.quality.choose [--setting all|week] [--only NAME] [--seed 0]
+    python -m benchmarks.quality.choose [--only NAME] [--seed 0]
 
 Protocol of `benchmarks.quality.handbook` on the train weeks that begin 2018-06-20, 06-27 and 07-04, whose test weeks end where
-the first test fold begins. Writes benchmarks/results/handbook_choice.json run by run: one that is there is not made again. What
-is chosen stands in `handbook.WEEK` and `handbook.ALL`.
+the first test fold begins; setting "all". Writes benchmarks/results/handbook_choice.json run by run: one that is there is not made
+again. What is used stands in `handbook.ALL`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from benchmarks.quality.handbook import Fold, measured, read_fold, seeded
 from seqfraud.files import replaced_file
 
 RESULT = "handbook_choice.json"
+SETTING = "all"
 WEEKS = ("2018-06-20", "2018-06-27", "2018-07-04")
 
 
@@ -79,19 +80,16 @@ def keep(file: Path, row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=("week", "all"), default="all")
     parser.add_argument("--only", choices=list(CANDIDATES), action="append", metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     file = RESULTS / RESULT
     for first in WEEKS:
         made = {(r["setting"], r["candidate"], r["fold"], r["seed"]) for r in kept_runs(file)}
-        wanted = [
-            name for name in options.only or CANDIDATES if (options.setting, name, first, options.seed) not in made
-        ]
+        wanted = [name for name in options.only or CANDIDATES if (SETTING, name, first, options.seed) not in made]
         if not wanted:
             continue
-        fold = seeded(read_fold(options.setting, first, 0), options.seed)
+        fold = seeded(read_fold(SETTING, first, 0), options.seed)
         for name in wanted:
             began = time.perf_counter()
             logit = fit_gru(CANDIDATES[name].of(fold).prepared).logit

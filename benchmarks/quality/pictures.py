@@ -449,7 +449,7 @@ def draw_all(folder: Path, fold: Fold, fitted: FittedGru) -> list[Picture]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=("week", "all"), default="week")
+    parser.add_argument("--setting", choices=("week", "all"), default="all")
     parser.add_argument("--fold", choices=(VALIDATION_FOLD, *FOLDS), default=FOLDS[0])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -34,12 +34,6 @@ def prepared(folder: Path) -> Prepared:
     return prepare(replace(config, model=replace(config.model, hidden=8)), folder / "data.parquet")
 
 
-@pytest.fixture(scope="module")
-def as_all(prepared: Prepared) -> Prepared:
-    """As the ablation's setting has it: without the forecast."""
-    return replace(prepared, config=replace(prepared.config, model=replace(prepared.config.model, forecast=False)))
-
-
 def untrained(prepared: Prepared, kind: type[SequenceModel] = SequenceModel) -> SequenceModel:
     torch.manual_seed(3)
     scaling, spec, graph = fit_scaling(prepared)
@@ -125,29 +119,29 @@ def test_the_run_state_is_gone_and_the_sums_are_not(prepared: Prepared) -> None:
     np.testing.assert_array_equal(logits(model, noticed), logits(model, less))
 
 
-def test_every_variant_makes_a_model_that_differs(as_all: Prepared, folder: Path) -> None:
-    whole = untrained(as_all).spec
+def test_every_variant_makes_a_model_that_differs(prepared: Prepared, folder: Path) -> None:
+    whole = untrained(prepared).spec
     for line, variant in TRAINED.items():
-        seen = variant.prepared(as_all, folder / "data.parquet")
+        seen = variant.prepared(prepared, folder / "data.parquet")
         model = untrained(seen, variant.kind)
         changed = (type(model), model.spec) != (SequenceModel, whole)
         assert changed == (line != "whole"), line
-    context = TRAINED["without context"].prepared(as_all, folder / "data.parquet")
+    context = TRAINED["without context"].prepared(prepared, folder / "data.parquet")
     assert context.encoded.context.shape[1] == 0
-    np.testing.assert_array_equal(context.rows.test, as_all.rows.test)
+    np.testing.assert_array_equal(context.rows.test, prepared.rows.test)
 
 
-def test_every_line_is_made_and_compared_with_the_whole(as_all: Prepared, folder: Path) -> None:
-    config = replace(as_all.config, training=replace(as_all.config.training, epochs=1))
-    encoded = as_all.encoded
+def test_every_line_is_made_and_compared_with_the_whole(prepared: Prepared, folder: Path) -> None:
+    config = replace(prepared.config, training=replace(prepared.config.training, epochs=1))
+    encoded = prepared.encoded
     user = np.repeat(np.arange(len(encoded.begin)), encoded.lengths()).astype(np.int32)
     day = encoded.time // DAY_MS
-    fold = Fold("all", "first", 0, replace(as_all, config=config), user, day, as_all.rows.test)
+    fold = Fold("all", "first", 0, replace(prepared, config=config), user, day, prepared.rows.test)
     lines = {row["line"]: row for row in made_lines(fold, LINES, folder / "data.parquet")}
     assert tuple(lines) == LINES
     whole = lines["whole"]["average_precision"]["estimate"]
     for line, row in lines.items():
-        assert row["rows"] == as_all.rows.test.sum()
+        assert row["rows"] == prepared.rows.test.sum()
         if line == "whole":
             assert row["whole_minus_this"] is None
             continue
