@@ -55,7 +55,6 @@ CANDIDATES: dict[str, Candidate] = {
     "64 units, decay": _of_all(False, 64, 0.1),
     "64 units, more decay": _of_all(False, 64, 0.3),
     "64 units, most decay": _of_all(False, 64, 1.0),
-    "64 units, more decay, dropout": _of_all(False, 64, 0.3, dropout=0.2),
 }
 """For "all". The rest is the setting's own."""
 
