@@ -30,6 +30,7 @@ from seqfraud.errors import BundleError, ParityError
 from seqfraud.nn.baseline import Baseline, baseline_folder, load_baseline
 from seqfraud.nn.checkpoint import Run, may_be_missing, versions
 from seqfraud.verification import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE, Figures
+from seqfraud.watched import KEY as WATCHED
 
 
 def export_run(run: Run, out: Path) -> Bundle:
@@ -103,7 +104,7 @@ def manifest_of(run: Run) -> Manifest:
         cleaning=run.config.cleaning,
         identifiers=run.config.identifiers,
         fingerprint=run.fingerprint,
-        metrics={k: run.metrics[k] for k in ("validation", "test") if k in run.metrics},
+        metrics={k: run.metrics[k] for k in ("validation", "test", WATCHED) if k in run.metrics},
         versions=versions(),
         parity=Parity(PROBABILITY_TOLERANCE, LOGIT_TOLERANCE, {}),
     )

@@ -691,7 +691,7 @@ def test_a_weight_counts_a_row_that_often(seed: int) -> None:
     assert metrics.calibration_in_the_large(label, score, weight) == pytest.approx(
         metrics.calibration_in_the_large(label[rows], score[rows]), abs=1e-9
     )
-    user = np.random.default_rng(seed).integers(0, 40, len(label))
+    user = np.random.default_rng(seed + 100).integers(0, 40, len(label))  # not the draws of the weights
     other_score = np.roll(score, 1)
     for metric in ("average_precision", "log_loss"):
         a = metrics.paired_bootstrap(metric, label, score, other_score, user, weight=weight, rounds=30)
