@@ -22,12 +22,11 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
-from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
 from serve.answers import refusal_body
-from serve.decoding import TransactionDecoder
 from serve.description import Description
 from serve.desk import Desk
+from serve.engine import Engine
 from serve.hug_compat import falcon, hug
 from serve.keys import Keyring
 from serve.limits import RateLimiter
@@ -62,13 +61,11 @@ _Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
-    `bundle` is the one in force and `decoder` the one of its transactions: the description of the API is made from them when
-    it is first asked for.
+    `engine` is that of the bundle in force: the description of the API is made from it when it is first asked for.
     Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
 
-    bundle: Bundle
-    decoder: TransactionDecoder
+    engine: Engine
     desk: Desk
 
     def score(self, body: bytes) -> bytes:
@@ -243,15 +240,15 @@ def create_app(
 
     @route("GET", "/openapi.json")
     def openapi(request: Any) -> Page:
-        return description.of(service.bundle, service.decoder).document
+        return description.of(service.engine).document
 
     @route("GET", "/docs")
     def docs(request: Any) -> Page:
-        return description.of(service.bundle, service.decoder).page
+        return description.of(service.engine).page
 
     @route("GET", "/docs/style.css")
     def style(request: Any) -> Page:
-        return description.of(service.bundle, service.decoder).style
+        return description.of(service.engine).style
 
     return _finish(api)
 

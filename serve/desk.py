@@ -12,11 +12,10 @@ from typing import Protocol
 
 import msgspec
 
-from seqfraud.bundle import Bundle
 from seqfraud.canonical import EARLIEST_MS, LATEST_MS, canonical_text, time_ms
 from seqfraud.errors import RequestError, RunError
-from seqfraud.identifiers import Identifiers
-from serve.decoding import Limits, TransactionDecoder, decode_object
+from serve.decoding import Limits, decode_object
+from serve.engine import Engine
 from serve.expressions import nearest
 from serve.hits import rule_hits
 from serve.lists import NamedList, stored_value
@@ -50,7 +49,6 @@ from serve.rulebook import (
     ListDeleted,
     ListPut,
     Rule,
-    RuleBook,
     RuleChange,
     RuleDefinition,
     RuleDeleted,
@@ -115,23 +113,16 @@ class Office(Protocol):
 class Desk:
     """See the module. Every method takes and gives JSON, and raises RequestError for what it refuses."""
 
-    def __init__(
-        self,
-        office: Office,
-        book: RuleBook,
-        bundle: Bundle,
-        identifiers: Identifiers,
-        limits: Limits,
-        decoder: TransactionDecoder,
-        state: Path,
-    ) -> None:
+    def __init__(self, office: Office, engine: Engine, limits: Limits, state: Path) -> None:
+        """`engine`: whose rules they are."""
+        manifest = engine.bundle.manifest
         self._office = office
-        self._book = book
-        self._schema = bundle.manifest.schema
-        self._window = bundle.manifest.serve.window
-        self._hide = identifiers
+        self._book = engine.rules
+        self._schema = manifest.schema
+        self._window = manifest.serve.window
+        self._hide = engine.identifiers
         self._limits = limits
-        self._decoder = decoder
+        self._decoder = engine.decoder
         self._state = state
         self._testing = threading.Lock()
         self._encode = msgspec.json.Encoder().encode

@@ -6,14 +6,12 @@ The journal is the truth and memory its fold: a transaction changes memory only 
 
 import copy
 import fcntl
-import functools
 import logging
 import os
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,28 +20,26 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.bundle import Bundle
+from seqfraud.bundle import Bundle, Manifest
 from seqfraud.config import format_instant
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.identifiers import Identifiers
-from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.alertindex import ALERT
 from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.desk import Desk
-from serve.facts import Case, recent_of
+from serve.engine import Engine, ReadsAlike, context_key, graphs_may_fail
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
-from serve.memory import Memory
 from serve.outbox import OUTBOX, Outbox, decode_settling, nothing_sent, unknown_dead_letter
-from serve.reasons import COMBINATION, Explainer, Situation
-from serve.records import ANONYMOUS, Record
-from serve.rulebook import KINDS, RuleBook
-from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
+from serve.reasons import Situation
+from serve.records import ANONYMOUS
+from serve.rulebook import KINDS
+from serve.snapshot import Pause, Snapshotter, read_newest, write_snapshot
 from serve.webhook import WebhookSettings
 
 _log = logging.getLogger(__name__)
@@ -71,22 +67,6 @@ FIELDS = "fields"
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
 REFUSE = FallbackSettings()
-_NO_VALUES = np.zeros(0, dtype=np.float32)
-
-
-@dataclass(slots=True, frozen=True)
-class Scored:
-    """What the graph said of a transaction and what it takes to commit it.
-
-    `place` is where it belongs among the `slot`'s events in the ring; 0 also where it is older than all that is kept.
-    """
-
-    probability: float
-    history: int
-    late: bool
-    slot: int
-    place: int
-    commit: Callable[[], None]
 
 
 def system_clock() -> int:
@@ -127,16 +107,9 @@ class Service:
             inputs: limits of what a client may send, `[input]`; its defaults where None.
             webhook: where alerts go, if anywhere.
         """
-        self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
-        self._policy = manifest.policy
-        self._max_batch = manifest.serve.max_batch
         self._limits = Limits(inputs)
-        self._spec = manifest.graph
-        self._step = StepGraph(bundle.step, manifest.graph)
-        self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
-        self._explainer = Explainer(manifest, self._step, self._sequence)
         self._lock = threading.RLock()
         self._snapshotting = threading.RLock()
         """Held while a snapshot is taken, which is before the service's lock, never after it."""
@@ -167,15 +140,15 @@ class Service:
             else:
                 require_fields(seen, bundle, state)
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
-            self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
+            self.engine = Engine(bundle, self._journal, self._identifiers, self._limits)
+            """Of the bundle in force."""
             self._alerts = Alerts(self._journal, self._identifiers, manifest.schema)
             opened.callback(self._alerts.close)
-            self._outbox = None if webhook is None else self._open_outbox(webhook, opened)
+            self._outbox = None if webhook is None else self._open_outbox(webhook, manifest, opened)
             self._rebuild()
-            self.rules = RuleBook(manifest, self._identifiers)
-            self.follow(KINDS, self.rules.fold)
+            self.follow(KINDS, self.engine.rules.fold)
             opened.pop_all()
-        self.desk = Desk(self, self.rules, bundle, self._identifiers, self._limits, self.decoder, state)
+        self.desk = Desk(self, self.engine, self._limits, state)
         if self._outbox is not None:
             self._outbox.start()
         _log.info("%s at the start", _head_words(self._journal.head))
@@ -185,8 +158,8 @@ class Service:
 
     # ---- start and stop
 
-    def _open_outbox(self, webhook: WebhookSettings, opened: ExitStack) -> Outbox:
-        events = Events(self._journal, self.bundle.manifest.schema.amount)
+    def _open_outbox(self, webhook: WebhookSettings, manifest: Manifest, opened: ExitStack) -> Outbox:
+        events = Events(self._journal, manifest.schema.amount)
         opened.callback(events.close)
         outbox = Outbox(self._state, webhook, events, self._journal.last_seq)
         opened.callback(outbox.stop)
@@ -195,39 +168,25 @@ class Service:
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
-        _note_context(self._journal, self.bundle)
-        reads_alike = _ReadsAlike(self._journal, self.bundle.id)
-        since = read_newest(self._state, self.bundle.id, self._journal.last_seq, self._remember)
+        engine, journal = self.engine, self._journal
+        _note_context(journal, engine.bundle)
+        reads_alike = ReadsAlike(journal, engine.bundle.id)
+        since = read_newest(self._state, engine.bundle.id, journal.last_seq, engine.remember)
         if since is None:
             since = 0
-            self._remember(())
+            engine.remember(())
         self._snapshot_seq = since
-        began, count = clock_time.perf_counter(), self._journal.last_seq - since
+        began, count = clock_time.perf_counter(), journal.last_seq - since
         if count > self._fold_above:
-            for _ in self._memory.fold(self._journal.after(since), reads_alike.__getitem__, self._sequence):
+            for _ in engine.memory.fold(journal.after(since), reads_alike.__getitem__, engine.sequence):
                 pass
         else:
-            for record in self._journal.after(since):
-                self._replay(record, reads_alike)
+            for record in journal.after(since):
+                engine.replay(record, reads_alike)
         if count:
             seconds = clock_time.perf_counter() - began
             _log.info("%d journal records after %d folded into memory in %.1f s", count, since, seconds)
         self._ready = True
-
-    def _remember(self, pieces: Iterable[Piece]) -> None:
-        """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces, self.decoder)
-        self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-
-    def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
-        """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
-        if isinstance(record, LabelRecord):
-            self._memory.hear(record)
-        if not isinstance(record, TransactionRecord):
-            return
-        taken = self._memory.take(record, reads_alike[record.bundle])
-        self._score(taken.transaction, taken.context).commit()
-        self._memory.settle(record.seq, taken.transaction, taken.rows)
 
     def close(self) -> None:
         """Write a snapshot and let the state folder go."""
@@ -275,9 +234,10 @@ class Service:
         with self._snapshotting:
             with self._lock:
                 seq, head = self._journal.last_seq, self._journal.head
-                capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
+                bundle, memory = self.engine.bundle.id, self.engine.memory
+                capture = Capture(self._lock, memory.users, memory.context, memory.labels, memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
+                write_snapshot(self._state, bundle, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
@@ -297,22 +257,23 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
-        transaction = self.decoder.decode(body)
+        transaction = self.engine.decoder.decode(body)
         return self._encode(self._promised([(transaction, self.score_one(transaction))])[0])
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
-        items = self.decoder.decode_batch(body)
-        if len(items) > self._max_batch:
+        engine = self.engine
+        items = engine.decoder.decode_batch(body)
+        if len(items) > engine.max_batch:
             raise RequestError(
-                413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
+                413, "batch_too_large", f"{len(items)} transactions; at most {engine.max_batch} per batch"
             )
         results: list[Answer | dict[str, Any]] = []
         scored: list[tuple[Transaction, Answer]] = []
         places: list[int] = []
         for place, item in enumerate(items):
             try:
-                transaction = self.decoder.decode(item)
+                transaction = engine.decoder.decode(item)
                 answer = self.score_one(transaction)
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
@@ -349,17 +310,18 @@ class Service:
             if self._fallback.mode == "refuse":
                 raise RequestError(503, code, words) from None
             self.degraded_answers[code] += 1
-            slot = self._users.slots.get(transaction.user)
-            history = 0 if slot is None else int(self._users.accepted[slot])
-            late = slot is not None and self._users.is_late(slot, transaction.time)
-        decision, limit = self._fallback.decide(self.decoder.amount_of(transaction))
+            engine = self.engine
+            slot = engine.users.slots.get(transaction.user)
+            history = 0 if slot is None else int(engine.users.accepted[slot])
+            late = slot is not None and engine.users.is_late(slot, transaction.time)
+        decision, limit = self._fallback.decide(engine.decoder.amount_of(transaction))
         return Answer(
             transaction_id=transaction.shown_id,
             fraud_probability=None,
             is_fraud=decision == "decline",
             decision=decision,
             reasons=[Reason("degraded", f"{code}: {limit}", None)],
-            model=self.bundle.id,
+            model=engine.bundle.id,
             history=history,
             late=late,
             duplicate=False,
@@ -385,12 +347,13 @@ class Service:
         return [answer for _, answer in scored]
 
     def _score_new(self, transaction: Transaction) -> Answer:
-        users, entities = len(self._users.slots), len(self._context.rows)
-        undo = self._labels.advance(transaction.time)
+        engine = self.engine
+        users, entities = len(engine.users.slots), len(engine.context.rows)
+        undo = engine.labels.advance(transaction.time)
         try:
-            rows = self._context.rows_of(transaction.entities)
-            context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
-            scored, answer = self.judge(transaction, context)
+            rows = engine.context.rows_of(transaction.entities)
+            context = engine.context.read(rows, transaction.time, transaction.amount).astype(np.float32)
+            scored, answer = engine.judge(transaction, context)
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -402,53 +365,30 @@ class Service:
                     raw=transaction.raw,
                     context=context.tobytes(),
                     answer=self._encode(answer),
-                    bundle=self.bundle.id,
+                    bundle=engine.bundle.id,
                 )
             )
         except BaseException:
-            self._labels.take_back(undo)
-            self._users.forget_newest(users)
-            self._context.forget_newest(entities)
+            engine.labels.take_back(undo)
+            engine.users.forget_newest(users)
+            engine.context.forget_newest(entities)
             raise
         scored.commit()
-        self._memory.settle(seq, transaction, rows)
+        engine.memory.settle(seq, transaction, rows)
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
 
-    def judge(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> tuple[Scored, Answer]:
-        """What the graph says of a transaction at its place in its user's history, and the answer that follows from it.
-
-        The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
-        is changed only by `commit`. Under the lock. Raises ModelError.
-        """
-        with _graphs_may_fail():
-            scored = self._score(transaction, context)
-        answer = self._answer(transaction, scored)
-        if self.rules.active:
-            self._apply_rules(transaction, scored, answer)
-        if answer.decision != "approve":
-            with _graphs_may_fail():
-                answer.reasons += self._explainer.reasons(self._situation(transaction, scored))
-            answer.reasons = answer.reasons or [COMBINATION]
-        return scored, answer
-
-    def _apply_rules(self, transaction: Transaction, scored: Scored, answer: Answer) -> None:
-        recent = functools.partial(recent_of, self._users, scored.slot, transaction.time)
-        case = Case(transaction, scored.probability, scored.history, scored.late, recent)
-        ruling = self.rules.decide(answer.decision, case)
-        answer.decision = ruling.decision
-        answer.reasons = ruling.reasons + answer.reasons
-
     def judge_again(self, record: TransactionRecord) -> Answer:
         """The answer to a stored transaction if it came now and read the context that was recorded; nothing is changed."""
         with self._lock:
-            users = len(self._users.slots)
+            engine = self.engine
+            users = len(engine.users.slots)
             try:
-                transaction = self.decoder.decode_stored(record)
-                return self.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
+                transaction = engine.decoder.decode_stored(record)
+                return engine.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
             finally:
-                self._users.forget_newest(users)
+                engine.users.forget_newest(users)
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
@@ -461,82 +401,6 @@ class Service:
         answer = msgspec.json.decode(known.answer, type=Answer)
         answer.transaction_id, answer.duplicate = transaction.shown_id, True
         return answer
-
-    def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
-        return Answer(
-            transaction_id=transaction.id,
-            fraud_probability=scored.probability,
-            is_fraud=scored.probability >= self._policy.thresholds.is_fraud,
-            decision=self._policy.decide(scored.probability, self.decoder.amount_of(transaction)),
-            reasons=[],
-            model=self.bundle.id,
-            history=scored.history,
-            late=scored.late,
-            duplicate=False,
-        )
-
-    def _score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
-        """Run the step graph at the transaction's place in its user's history; memory is changed only by `commit`."""
-        users, step, spec = self._users, self._step, self._spec
-        slot = users.slot(transaction.user)
-        step.inputs["integers"][0, 0] = transaction.time
-        step.inputs["integers"][0, 1:] = transaction.categories
-        if "values" in step.inputs:
-            step.inputs["values"][0, : spec.numeric] = transaction.numbers[: spec.numeric]
-            step.inputs["values"][0, spec.numeric :] = context
-        if not users.is_late(slot, transaction.time):
-            self._run_step({s.name: s.to_batch(users.now[s.name][slot : slot + 1]) for s in spec.states})
-            history = int(users.accepted[slot])
-
-            def commit() -> None:
-                users.append(slot, transaction.time, step)
-                users.count(slot)
-
-            return Scored(self._probability(), history, False, slot, int(users.held[slot]), commit)
-        history = self._journal.events_before(transaction.user, transaction.time)
-        if users.is_too_late(slot, transaction.time):
-            self._run_step(users.anchor_states(slot))
-
-            def count() -> None:
-                users.count(slot)
-
-            return Scored(self._probability(), history, True, slot, 0, count)
-        place = users.place_of(slot, transaction.time)
-        self._run_step(users.states_at(slot, place, self._sequence))
-        integers = step.inputs["integers"][0].copy()
-        values = step.inputs["values"][0].copy() if "values" in step.inputs else None
-
-        probability = self._probability()
-        # before the journal has it: a graph that fails must not leave memory behind what is stored
-        write = users.prepare_insert(slot, place, integers, values, self._sequence)
-
-        def insert() -> None:
-            write()
-            users.count(slot)
-
-        return Scored(probability, history, True, slot, place, insert)
-
-    def _situation(self, transaction: Transaction, scored: Scored) -> Situation:
-        """What was scored last, as views: it is good until the next one or the commit."""
-        inputs = self._step.inputs
-        return Situation(
-            inputs["integers"][0],
-            inputs["values"][0] if "values" in inputs else _NO_VALUES,
-            transaction.amount,
-            {s.name: inputs[s.name] for s in self._spec.states},
-            self._users.before(scored.slot, scored.place),
-        )
-
-    def _probability(self) -> float:
-        probability = float(self._step.outputs["probability"][0])
-        if not 0 <= probability <= 1:  # so with NaN
-            raise ModelError(f"the graph gave {probability} as a probability")
-        return probability
-
-    def _run_step(self, states: dict[str, Array]) -> None:
-        for name, value in states.items():
-            self._step.inputs[name][...] = value
-        self._step.run_bound()
 
     def _wait_durable(self, seq: int) -> None:
         """Keep the promise for every record up to `seq`; outside the lock, so that others come to share the sync."""
@@ -575,7 +439,7 @@ class Service:
                 message = "the labels could not be stored; nothing changed"
                 raise RequestError(503, "storage_unavailable", message) from None
             for record in records:
-                self._memory.hear(record)
+                self.engine.memory.hear(record)
             return counts
 
     def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
@@ -690,7 +554,7 @@ class Service:
                     record = ActionRecord(seq, ALERT, now, author, self._encode(action))
                     self._journal.append_action(record, labels)
                     for label in labels:
-                        self._memory.hear(label)
+                        self.engine.memory.hear(label)
                 answer = self._encode(self._alerts.detail(transaction_id))
                 last = self._journal.last_seq
             except JournalError as error:
@@ -739,11 +603,13 @@ class Service:
         """
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
+            engine = self.engine
             record = self._journal.transaction(stored)
             if record is None:
                 raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-            slot = self._users.slots[record.user]
-            held = int(self._users.held[slot])
+            users = engine.users
+            slot = users.slots[record.user]
+            held = int(users.held[slot])
             # by time, then arrival: the order of the ring, in which the last ones are
             records = self._journal.recent(record.user, held)[::-1]
             place = next((i for i, other in enumerate(records) if other.id == stored), None)
@@ -754,13 +620,13 @@ class Service:
                     f"the user's last {held} transactions can be explained, and this one is older; its answer has the "
                     "reasons that were given then",
                 )
-            past = copy.deepcopy(self._users.before(slot, place))
-            integers, values = self._users.integers[slot, place].copy(), self._users.values[slot, place].copy()
-        amount = self.decoder.decode_stored(record).amount
+            past = copy.deepcopy(users.before(slot, place))
+            integers, values = users.integers[slot, place].copy(), users.values[slot, place].copy()
+        amount = engine.decoder.decode_stored(record).amount
         try:
-            with _graphs_may_fail():
-                states = self._explainer.states_before(past)
-                explained = self._explainer.explain(Situation(integers, values, amount, states, past))
+            with graphs_may_fail():
+                states = engine.explainer.states_before(past)
+                explained = engine.explainer.explain(Situation(integers, values, amount, states, past))
         except ModelError as error:
             raise RequestError(503, MODEL, _CANNOT[MODEL]) from error
         events = [
@@ -772,7 +638,7 @@ class Service:
         return self._encode(
             Explanation(
                 transaction_id=transaction_id,
-                model=self.bundle.id,
+                model=engine.bundle.id,
                 fraud_probability=explained.probability,
                 answer=answer,
                 log_odds=round(explained.log_odds, 4),
@@ -787,22 +653,24 @@ class Service:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
         user = self._identifiers.named(self.bundle.manifest.schema.user, user)
         with self._lock, _readable():
-            slot = self._users.slots.get(user)
-            if slot is None or not self._users.accepted[slot]:
+            users = self.engine.users
+            slot = users.slots.get(user)
+            if slot is None or not users.accepted[slot]:
                 raise RequestError(404, "unknown_user", "no transaction of this user was scored here")
-            accepted = int(self._users.accepted[slot])
-            records = self._journal.recent(user, 2 * self._users.window)
+            accepted = int(users.accepted[slot])
+            records = self._journal.recent(user, 2 * users.window)
         events = [{"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records]
         return self._encode({"user": user, "history": accepted, "events": events})
 
     def model(self) -> bytes:
         """The bundle in force."""
-        manifest = self.bundle.manifest
         with self._lock:
-            users, records = len(self._users.slots), self._journal.last_seq
+            bundle = self.engine.bundle
+            users, records = len(self.engine.users.slots), self._journal.last_seq
+        manifest = bundle.manifest
         return self._encode(
             {
-                "model": self.bundle.id,
+                "model": bundle.id,
                 "kind": manifest.kind,
                 "schema": manifest.schema.as_dict(),
                 "label": msgspec.to_builtins(manifest.label),
@@ -829,15 +697,9 @@ class Service:
         return self._failing == MODEL and not self._model_answers()
 
     def _model_answers(self) -> bool:
-        """Whether the graph answers again, tried with a user without history: perhaps nothing is posted meanwhile."""
+        """Whether the graph answers again: perhaps nothing is posted meanwhile."""
         with self._lock:
-            for name in ("integers", "values"):
-                if name in self._step.inputs:
-                    self._step.inputs[name][...] = 0
-            try:
-                self._run_step(initial_states(self._spec, 1))
-                self._probability()
-            except Exception:
+            if not self.engine.answers():
                 return False
             self._recovered()
             return True
@@ -847,6 +709,16 @@ class Service:
             raise RequestError(503, "not_ready", "the service is starting or stopping; try again")
 
     # ---- bulk
+
+    @property
+    def bundle(self) -> Bundle:
+        """The one in force."""
+        return self.engine.bundle
+
+    @property
+    def decoder(self) -> TransactionDecoder:
+        """That of the bundle in force."""
+        return self.engine.decoder
 
     @property
     def journal(self) -> Journal:
@@ -861,20 +733,6 @@ class Service:
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""
         return self.decoder.decode(self._encode(row))
-
-
-@contextmanager
-def _graphs_may_fail() -> Iterator[None]:
-    """Whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
-
-    Of those only the type is kept: words that are not ours may quote a value, and this goes to the log.
-    """
-    try:
-        yield
-    except SeqfraudError:
-        raise
-    except Exception as error:
-        raise ModelError(type(error).__name__) from error
 
 
 @contextmanager
@@ -931,20 +789,3 @@ def require_fields(seen: str, bundle: Bundle, state: Path) -> None:
 def _note_context(journal: Journal, bundle: Bundle) -> None:
     """Keep a bundle's definition of the context, which outlives the bundle in the records that it wrote."""
     journal.set_meta(context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
-
-
-def context_key(bundle_id: str) -> str:
-    """Key of the journal's note with a bundle's definition of the context."""
-    return f"context of {bundle_id}"
-
-
-class _ReadsAlike(dict[str, bool]):
-    """Bundle id -> whether what it read as context is what the bundle `own` would read."""
-
-    def __init__(self, journal: Journal, own: str) -> None:
-        self._journal = journal
-        self._own = journal.meta(context_key(own))
-
-    def __missing__(self, bundle_id: str) -> bool:
-        self[bundle_id] = self._journal.meta(context_key(bundle_id)) == self._own
-        return self[bundle_id]

@@ -287,7 +287,7 @@ class Service:
 
         return answer
 
-    bundle = decoder = None
+    engine = None
 
     @property
     def desk(self) -> "Service":

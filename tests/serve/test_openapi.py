@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema_rs
@@ -122,7 +123,9 @@ def test_every_example_is_accepted_and_answered_as_shown(service):
 
     Everything is an alert.
     """
-    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0))
+    service.engine.policy = replace(
+        service.engine.policy, thresholds=replace(service.engine.policy.thresholds, review=0.0)
+    )
     app = create_app(service)
     document = described(service.bundle)
     every = [(p, method, o) for p, methods in document["paths"].items() for method, o in methods.items()]
@@ -411,8 +414,8 @@ def test_the_page_may_use_nothing_but_its_style(service):
 
 def test_pages_are_made_once_for_a_bundle(cards, plain):
     description = Description(LIMIT, keys_required=False)
-    decoders = [TransactionDecoder(b.manifest) for b in (cards, plain)]
-    first = description.of(cards, decoders[0])
-    assert description.of(cards, decoders[0]) is first
+    engines = [SimpleNamespace(bundle=b, decoder=TransactionDecoder(b.manifest)) for b in (cards, plain)]
+    first = description.of(engines[0])
+    assert description.of(engines[0]) is first
     assert b'"merchant"' in first.document.content
-    assert b'"merchant"' not in description.of(plain, decoders[1]).document.content
+    assert b'"merchant"' not in description.of(engines[1]).document.content

@@ -157,7 +157,7 @@ def test_a_graph_that_fails_for_reasons_changes_nothing(cards, fresh, memory_of,
     for row in cards_rows(3):
         score(service, row)
     before = memory_of(service)
-    monkeypatch.setattr(service._step, "logits", lambda inputs: 1 / 0)
+    monkeypatch.setattr(service.engine.step, "logits", lambda inputs: 1 / 0)
     with pytest.raises(RequestError) as refused:
         score(service, {**cards_rows(4)[-1], "amount": 500.0})
     assert (refused.value.status, refused.value.code) == (503, "model_unavailable")
@@ -168,8 +168,8 @@ def test_what_is_approved_costs_nothing(cards, fresh, monkeypatch):
     approving = replace(cards, manifest=replace(cards.manifest, policy=Policy(Thresholds(0.6, 1.01, 1.01))))
     service = fresh(approving)
     for name in ("reasons", "_changes"):
-        monkeypatch.setattr(service._explainer, name, lambda *_: 1 / 0)
-    monkeypatch.setattr(service._users, "before", lambda *_: 1 / 0)
+        monkeypatch.setattr(service.engine.explainer, name, lambda *_: 1 / 0)
+    monkeypatch.setattr(service.engine.users, "before", lambda *_: 1 / 0)
     assert all(score(service, row)["reasons"] == [] for row in walk(3, 30))
 
 
@@ -251,7 +251,7 @@ def test_the_whole_of_a_short_history_counts_what_a_strangers_would_have(plain, 
     service = fresh(suspicious(plain))
     answer = [score(service, row) for row in rows][-1]
     explained = explain(service, answer["transaction_id"])
-    graph, spec = service._sequence, plain.manifest.graph
+    graph, spec = service.engine.sequence, plain.manifest.graph
     states = {s.name: s.to_batch(s.initial_rows(1)) for s in spec.states}
     states["last_time"] = np.array([rows[2]["time"] * 1000])
     alone = {"event_time": np.array([[rows[3]["time"] * 1000]]), "numeric": np.full((1, 1, 1), 20.0, dtype=np.float32),
@@ -354,7 +354,7 @@ def test_scoring_goes_on_while_an_explanation_is_worked_out(cards, fresh, monkey
     for row in rows[:6]:
         score(service, row)
     wanted = explain(service, rows[5]["id"])
-    real = service._explainer.explain
+    real = service.engine.explainer.explain
 
     def meanwhile(situation: Any) -> Any:
         assert not service._lock._is_owned()
@@ -362,5 +362,5 @@ def test_scoring_goes_on_while_an_explanation_is_worked_out(cards, fresh, monkey
             score(service, row)
         return real(situation)
 
-    monkeypatch.setattr(service._explainer, "explain", meanwhile)
+    monkeypatch.setattr(service.engine.explainer, "explain", meanwhile)
     assert explain(service, rows[5]["id"]) == wanted
