@@ -89,11 +89,12 @@ KINDS = ("food", "fuel", "7", "true", "1.5", "grocery", "restaurant", "transport
 
 
 def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: int, gain: float) -> Bundle:
-    """A bundle of a model with random weights; its reference vectors are empty, so `verify` would refuse it."""
+    """A bundle of a model with random weights, and its reference vectors, so that `verify` passes."""
     import torch
     from torch import nn
 
     from export.graphs import export_graphs
+    from export.reference import reference_cases
     from seqfraud.nn.model import ModelSpec, SequenceModel
 
     schema = schema_of(config)
@@ -142,6 +143,8 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         # half of the probabilities above 1/2, and few of them so close to 0 or 1 that they hide a difference
         model.scale.copy_(1.5 / logit.std())
         model.shift.copy_(-model.scale * logit.median())
+    rows = {name: drawn[name].reshape(size[0] * size[1], *drawn[name].shape[2:]) for name in drawn if name != "length"}
+    cases, _ = reference_cases(model, rows)
     places = tuple(column for pair in schema.geo for column in pair)
     manifest = Manifest(
         kind="gru",
@@ -164,6 +167,6 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
     folder.mkdir(parents=True)
     export_graphs(model, folder)
     with (folder / "reference.npz").open("wb") as stream:
-        np.savez(stream)
+        np.savez_compressed(stream, allow_pickle=False, **cases)
     write_manifest(folder, manifest)
     return open_bundle(folder)

@@ -25,6 +25,10 @@ class ParityError(BundleError):
     """Exported graphs do not compute what the trained model computes; the message has the figure."""
 
 
+class RegistryError(SeqfraudError):
+    """A registry of models cannot do what it is asked; nothing was changed by it."""
+
+
 class RunError(SeqfraudError):
     """A run folder lacks something or does not fit what is asked of it."""
 

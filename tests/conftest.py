@@ -39,6 +39,12 @@ def cards_toml() -> str:
 
 
 @pytest.fixture(scope="session")
+def plain_toml() -> str:
+    """PLAIN, for variations of it."""
+    return PLAIN
+
+
+@pytest.fixture(scope="session")
 def rich_toml() -> str:
     """RICH, for variations of it."""
     return RICH
