@@ -30,8 +30,9 @@ from serve.engine import Engine
 from serve.hug_compat import falcon, hug
 from serve.keys import Keyring
 from serve.limits import RateLimiter
+from serve.metrics import CONTENT_TYPE
 from serve.openapi import ROLES
-from serve.pages import Page
+from serve.pages import Page, Text
 from serve.records import ANONYMOUS
 
 __all__ = ["DEFAULT_MAX_BODY_BYTES", "ServiceLike", "create_app"]
@@ -55,7 +56,7 @@ _JSON_TYPE = re.compile(
 
 _log = logging.getLogger(__name__)
 
-_Handler = TypeVar("_Handler", bound=Callable[..., bytes | Page])
+_Handler = TypeVar("_Handler", bound=Callable[..., bytes | Text])
 
 
 class ServiceLike(Protocol):
@@ -109,6 +110,9 @@ class ServiceLike(Protocol):
 
     def degraded(self) -> bool:
         """Whether that answer would be the fallback's."""
+
+    def metrics(self) -> bytes:
+        """What it measures, as Prometheus reads it."""
 
 
 def create_app(
@@ -238,6 +242,10 @@ def create_app(
             raise RequestError(503, "not_ready", "the service is not ready to score yet; ask again")
         return b'{"status":"degraded"}' if service.degraded() else b'{"status":"ready"}'
 
+    @route("GET", "/metrics")
+    def metrics(request: Any) -> Text:
+        return Text(service.metrics(), CONTENT_TYPE)
+
     @route("GET", "/openapi.json")
     def openapi(request: Any) -> Page:
         return description.of(service.engine).document
@@ -261,7 +269,7 @@ class _RawHTTP(hug.interface.HTTP):  # type: ignore[misc]
     into arguments.
     """
 
-    def __init__(self, route: Any, function: Callable[..., bytes | Page], catch_exceptions: bool) -> None:
+    def __init__(self, route: Any, function: Callable[..., bytes | Text], catch_exceptions: bool) -> None:
         super().__init__(route, function, catch_exceptions)
         self._handler = function
 
@@ -279,22 +287,22 @@ class _RawRouter(hug.routing.URLRouter):  # type: ignore[misc]
     def _create_interface(
         self,
         api: Any,
-        api_function: Callable[..., bytes | Page],
+        api_function: Callable[..., bytes | Text],
         catch_exceptions: bool = True,
-    ) -> tuple[_RawHTTP, Callable[..., bytes | Page]]:
+    ) -> tuple[_RawHTTP, Callable[..., bytes | Text]]:
         return _RawHTTP(self.route, api_function, catch_exceptions), api_function
 
 
 def _route(
     api: Any, keys: Keyring | None, limiter: RateLimiter | None, method: str, url: str
-) -> Callable[[_Handler], Callable[..., bytes | Page]]:
+) -> Callable[[_Handler], Callable[..., bytes | Text]]:
     """Declares a route for whoever has one of its roles."""
     roles = ROLES[method, url]
     accept = ("GET", "HEAD") if method == "GET" else method
     router = _RawRouter(url, accept=accept, api=api)
 
-    def declare(handler: _Handler) -> Callable[..., bytes | Page]:
-        def answer(request: Any, **params: str) -> bytes | Page:
+    def declare(handler: _Handler) -> Callable[..., bytes | Text]:
+        def answer(request: Any, **params: str) -> bytes | Text:
             environ = request.env
             environ["seqfraud.route"] = url
             if keys is not None and roles:
@@ -303,7 +311,7 @@ def _route(
                 limiter.require(environ.get("seqfraud.key") or environ["REMOTE_ADDR"], time.monotonic())
             return handler(request, **params)
 
-        answered: Callable[..., bytes | Page] = router(answer)
+        answered: Callable[..., bytes | Text] = router(answer)
         return answered
 
     return declare

@@ -195,6 +195,7 @@ def serve(
     """
     from serve.keys import Keyring
     from serve.logs import AccessLog, configure_logs
+    from serve.metrics import Registry
     from serve.server import Door, serve_forever
     from serve.service import Service
     from serve.settings import load_settings
@@ -211,6 +212,7 @@ def serve(
         without_keys=access.without,
         tls=given.tls,
         access=AccessLog(writer) if log.access else None,
+        metrics=Registry(),
     )
     signers = given.bundle.trusted_keys if trusted is None else str(trusted)
     opened = open_bundle(bundle, trusted_keys(None if signers is None else Path(signers)))
@@ -226,6 +228,7 @@ def serve(
             fallback=given.fallback,
             identifier_key=key,
             webhook=given.webhook,
+            metrics=door.metrics,
         )
 
     code = serve_forever(make_service, server, door, given.overload, given.limits)
@@ -238,7 +241,8 @@ def keys(
     file: Annotated[Path, typer.Option(help="File of API keys; made if it is not there.")],
     identity: Annotated[str | None, typer.Argument(help="Which key to revoke.", metavar="[ID]")] = None,
     role: Annotated[
-        list[str] | None, typer.Option(help="score, label or admin: what a new key may do; may be given again.")
+        list[str] | None,
+        typer.Option(help="score, label, metrics or admin: what a new key may do; may be given again."),
     ] = None,
     expires: Annotated[str | None, typer.Option(help="ISO 8601 time, or from now such as 90d.", metavar="TIME")] = None,
     note: Annotated[str, typer.Option(help="For whoever lists the keys.")] = "",

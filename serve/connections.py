@@ -208,6 +208,7 @@ class Door:
         self._tls = tls
         body = refusal_body("overloaded", "the service has as many connections as it can; ask again")
         self._refusal = _response("503 Service Unavailable", body, retry_after)
+        self.turned_away = 0
         self._standing = 0
         self._guests: dict[int, float] = {}
         self._leaving: dict[int, float] = {}
@@ -225,6 +226,7 @@ class Door:
             guest = self._kernel.accept(self._listener.fileno())
             if guest < 0:
                 return
+            self.turned_away += 1
             self._guests[guest] = now
 
     def attend(self, now: float) -> None:
@@ -294,6 +296,7 @@ class Guard:
         self._scanner = Scanner(kernel, listener.getsockname()[1])
         self._door = Door(kernel, listener, ready, settings.retry_after_seconds, tls)
         self._cut: set[tuple[str, int]] = set()
+        self._cut_off = 0
         self._urgency = 1
         self._full = False
         self._scan_at = -math.inf
@@ -311,6 +314,11 @@ class Guard:
         self._thread.join()
         self._clock.close()
         self._door.close()
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Connections turned away for want of room, and clients cut off because they were slow."""
+        return {"connections": self._door.turned_away, "slow": self._cut_off}
 
     def _watch(self) -> None:
         before, ran_before = time.monotonic(), time.process_time()
@@ -338,7 +346,7 @@ class Guard:
             self._cut_late(connections, late, newest + TIMES_DIFFER_SECONDS, now)
             for one in connections:
                 if one.unread and one.spoke < now - self._settings.unread_seconds:
-                    self._scanner.shutdown(one, socket.SHUT_RDWR)
+                    self._cut_off += self._scanner.shutdown(one, socket.SHUT_RDWR)
             self._full = waiting > self._make_room(connections, waiting, now)
         if waiting and self._full:
             self._door.let_in(waiting, now)
@@ -360,7 +368,7 @@ class Guard:
             if cut[one.peer[0]] < late[one.peer[0]] * self._urgency and one.peer not in self._cut:
                 cut[one.peer[0]] += 1
                 self._cut.add(one.peer)
-                self._scanner.shutdown(one, socket.SHUT_RD)
+                self._cut_off += self._scanner.shutdown(one, socket.SHUT_RD)
 
     def _late_bodies(self, now: float) -> tuple[Counter[str], float]:
         """How many bodies took too long, by the client's address; and since when the newest of them has been waited for."""

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class Engine:
         self.rules = RuleBook(manifest, identifiers)
         self._journal = journal
         self._spec = manifest.graph
+        self.judged = 0.0
+        """perf_counter when the graph had said what it thinks of the last transaction."""
         self.remember(())
 
     def remember(self, pieces: Iterable[Piece]) -> None:
@@ -91,6 +94,7 @@ class Engine:
         """
         with graphs_may_fail():
             scored = self._score(transaction, context)
+        self.judged = perf_counter()
         answer = self._answer(transaction, scored)
         if self.rules.active:
             self._apply_rules(transaction, scored, answer)

@@ -220,6 +220,18 @@ class Journal:
         return spell_head(self._log.written)
 
     @property
+    def size(self) -> int:
+        """Bytes of the log."""
+        return self._log.written.position
+
+    @property
+    def behind(self) -> tuple[int, int]:
+        """How many records are not on disk yet, and how many the index does not have yet; for any thread."""
+        synced, indexed = self._synced.seq, self._indexed_seq
+        end = self._log.written.seq
+        return end - synced, end - indexed
+
+    @property
     def failed(self) -> str:
         """Why nothing can be stored any more until the journal is opened anew; empty where it can."""
         return self._log.failed

@@ -35,6 +35,7 @@ from seqfraud.files import replaced_file
 __all__ = [
     "ADMIN",
     "LABEL",
+    "METRICS",
     "OPEN",
     "SCORE",
     "Key",
@@ -48,7 +49,7 @@ __all__ = [
     "revoke_key",
 ]
 
-Role = Literal["score", "label", "admin"]
+Role = Literal["score", "label", "metrics", "admin"]
 Roles = frozenset[Role]
 """Whom a route is for; admin is always among them, or nobody needs a key (`OPEN`)."""
 
@@ -56,6 +57,7 @@ OPEN: Roles = frozenset()
 ADMIN: Roles = frozenset({"admin"})
 SCORE: Roles = frozenset({"score", "admin"})
 LABEL: Roles = frozenset({"label", "admin"})
+METRICS: Roles = frozenset({"metrics", "admin"})
 
 LOOK_SECONDS = 1.0
 """How often the file is looked at; a revoked key is refused after that at the latest."""

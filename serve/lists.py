@@ -42,6 +42,8 @@ class NamedList:
         self.kind = kind
         self.field = field
         self._is_ip = is_ip
+        self.matched = 0
+        """How often it decided since the start."""
         self.entries: dict[str, Entry] = {}
         self._networks: dict[tuple[int, int], dict[int, str]] = {}
         """(version, length of the prefix) -> the network's address as a number -> the entry's value."""

@@ -36,7 +36,8 @@ from serve.answers import (
 )
 from serve.decoding import NO_CONTROL_CHARACTERS, Label, Limits, Transaction, TransactionDecoder, decode_labels
 from serve.desk import NAME
-from serve.keys import ADMIN, LABEL, OPEN, SCORE, Roles
+from serve.keys import ADMIN, LABEL, METRICS, OPEN, SCORE, Roles
+from serve.metrics import CONTENT_TYPE
 from serve.outbox import Settling
 from serve.rule_bodies import (
     MAX_ENTRIES,
@@ -367,6 +368,17 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET",
+        "/metrics",
+        "getMetrics",
+        "Operation",
+        "Metrics",
+        "Counters, gauges and histograms in the text format of Prometheus; nothing of users or transactions. 404 where the "
+        "service does not measure.",
+        content_type=CONTENT_TYPE,
+        refusals=(404,),
+    ),
+    Operation(
+        "GET",
         "/openapi.json",
         "getDescription",
         "Description",
@@ -425,6 +437,7 @@ ROLES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/lists/{name}/history"): ADMIN,
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,
+    ("GET", "/metrics"): METRICS,
     ("GET", "/openapi.json"): OPEN,
     ("GET", "/docs"): OPEN,
     ("GET", STYLE_PATH): OPEN,

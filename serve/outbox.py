@@ -378,6 +378,11 @@ class Outbox:
         with _readable():
             return self._state(last_seq)
 
+    def undelivered(self) -> dict[str, int]:
+        """How many events wait, and how many are dead letters."""
+        with _readable():
+            return {"waiting": self._source.waiting(self._store.cursor()), "dead": self._store.count_dead()}
+
     def _state(self, last_seq: int) -> OutboxState:
         cursor, tried = self._store.cursor(), self._store.trying()
         return OutboxState(

@@ -23,7 +23,7 @@ from serve.answers import refusal_body
 
 __all__ = ["ALWAYS_ANSWERED", "Admission", "OverloadSettings", "QueueClock"]
 
-ALWAYS_ANSWERED = ("/healthz", "/readyz")
+ALWAYS_ANSWERED = ("/healthz", "/readyz", "/metrics")
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT_MS"
@@ -116,9 +116,12 @@ class Admission:
         self._may_wait = threading.Semaphore(max(1, threads // 2))
         self._large_left = settings.large_body_bytes
         self._lock = threading.Lock()  # for the budget and the list
+        self._counting = threading.Lock()
         self._here = threading.local()
         self._requests: list[_Request] = []
         self.clock: QueueClock | None = None
+        self.refusals = {"waited": 0, "deadline": 0, "batches": 0, "bodies": 0}
+        """How many there were, by what there was not enough of."""
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer, or refuse, in the one shape of errors."""
@@ -160,7 +163,9 @@ class Admission:
         """Set the request's deadline, or raise what it is refused with."""
         waited = 0.0 if self.clock is None or now < self.clock.oldest else now - self.clock.oldest
         if waited > self._max_wait:
-            raise self._overloaded(f"the service has more to do than it can; this waited {waited * 1000:.0f} ms")
+            raise self._overloaded(
+                "waited", f"the service has more to do than it can; this waited {waited * 1000:.0f} ms"
+            )
         asked = environ.get(_TIMEOUT_KEY)
         timeout = self._timeout if asked is None else min(_milliseconds(asked) / 1000, self._timeout)
         request.latest = now - waited + self._max_wait
@@ -175,7 +180,7 @@ class Admission:
             return
         now = time.monotonic()
         if request.latest <= now:
-            raise self._overloaded("the service has more to do than it can; this waited too long")
+            raise self._overloaded("waited", "the service has more to do than it can; this waited too long")
         request.latest = math.inf
         if request.deadline <= now:
             raise self._too_late()
@@ -191,11 +196,11 @@ class Admission:
         """Wait until there is a turn for a batch, in at most half of the threads; RequestError where there is none."""
         if not self._turns.acquire(blocking=False):
             if not self._may_wait.acquire(blocking=False):
-                raise self._overloaded("too many batches at a time")
+                raise self._overloaded("batches", "too many batches at a time")
             try:
                 self._let_in()
                 if not self._turns.acquire(timeout=max(0.0, min(request.latest, request.deadline) - time.monotonic())):
-                    raise self._overloaded("too many batches at a time; this waited too long")
+                    raise self._overloaded("batches", "too many batches at a time; this waited too long")
             finally:
                 self._may_wait.release()
         request.heavy = True
@@ -204,7 +209,12 @@ class Admission:
         request.heavy = False
         self._turns.release()
 
+    def _count(self, cause: str) -> None:
+        with self._counting:
+            self.refusals[cause] += 1
+
     def _too_late(self) -> RequestError:
+        self._count("deadline")
         message = f"the time for this request ({TIMEOUT_HEADER}, or the service's own) was over before it was begun"
         return RequestError(503, "deadline_exceeded", message, retry_after=self._retry_after)
 
@@ -212,7 +222,7 @@ class Admission:
         """Answer a request whose body has to be waited for, within the budget for all such bodies together."""
         with self._lock:
             if size > self._large_left:
-                raise self._overloaded("too many large bodies at a time")
+                raise self._overloaded("bodies", "too many large bodies at a time")
             self._large_left -= size
         try:
             self._let_in()
@@ -221,7 +231,8 @@ class Admission:
             with self._lock:
                 self._large_left += size
 
-    def _overloaded(self, message: str) -> RequestError:
+    def _overloaded(self, cause: str, message: str) -> RequestError:
+        self._count(cause)
         return RequestError(503, "overloaded", message, retry_after=self._retry_after)
 
     def reading(self) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""What the edge serves besides answers: pages that change only with the model in force."""
+"""What the edge serves besides answers: pages that change only with the model in force, and texts that always do."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -6,15 +6,26 @@ from typing import Any
 
 from serve.hug_compat import falcon
 
-__all__ = ["Page"]
+__all__ = ["Page", "Text"]
 
 
 @dataclass(frozen=True)
-class Page:
-    """Bytes that are made once. Asking again with its ETag costs a 304."""
+class Text:
+    """Bytes of a type, made for one request."""
 
     content: bytes
     content_type: str
+
+    def put(self, request: Any, response: Any) -> None:
+        """Answers a request."""
+        response.content_type = self.content_type
+        response.data = self.content
+
+
+@dataclass(frozen=True)
+class Page(Text):
+    """Bytes that are made once. Asking again with its ETag costs a 304."""
+
     headers: tuple[tuple[str, str], ...] = ()
     etag: str = field(init=False)
 
@@ -28,5 +39,4 @@ class Page:
         if known.strip() == "*" or self.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
             response.status = falcon.HTTP_304
             return
-        response.content_type = self.content_type
-        response.data = self.content
+        super().put(request, response)

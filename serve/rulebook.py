@@ -219,6 +219,7 @@ class RuleBook:
         for held in self._walked:
             entry = held.match(case.text(held.field), case.transaction.time)
             if entry is not None:
+                held.matched += 1
                 words = f"{held.field} is on the {held.kind} list {held.name}: {entry.why}"
                 reason = Reason(f"list:{held.name}", words, None)
                 return Ruling("approve" if held.kind == "allow" else "decline", [reason])

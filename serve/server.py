@@ -36,10 +36,12 @@ from seqfraud.errors import ConfigError
 from serve.answers import refusal_body
 from serve.app import DEFAULT_MAX_BODY_BYTES, ServiceLike, create_app
 from serve.connections import Guard
+from serve.edgemeasures import RequestMeasures, declare_edge, declare_process
 from serve.headers import stamped
 from serve.keys import Keyring
 from serve.limits import LimitSettings, RateLimiter
 from serve.logs import AccessLog
+from serve.metrics import Registry
 from serve.overload import Admission, OverloadSettings, QueueClock
 from serve.tls import TlsSettings, own_client, worker_options
 
@@ -111,12 +113,14 @@ class Door:
     - keys: None lets everybody do everything, which needs a loopback address or `without_keys`.
     - tls: checked by the time the service is made.
     - access: called after each answer.
+    - metrics: where requests are counted, if anywhere.
     """
 
     keys: Keyring | None = None
     without_keys: bool = False
     tls: TlsSettings | None = None
     access: AccessLog | None = None
+    metrics: Registry | None = None
 
 
 _LOCAL = Door()
@@ -151,6 +155,9 @@ def serve_forever(
             try:
                 address = _listen(listener, settings, "https" if tls else "http")
                 guard = _make_guard(gateway, listener.dup(), service, settings, overload, door.tls)
+                if door.metrics is not None:
+                    declare_edge(door.metrics, gateway.admission, guard)
+                    declare_process(door.metrics)
                 worker = _start(gateway, listener, settings, tls, on_drained=mailbox.drained)
                 guard.start()
                 print(f"seqfraud serving on {address}", flush=True)
@@ -213,8 +220,12 @@ class _Gateway:
             settings.threads,
         )
         self._app = stamped(self.admission)
-        self._access = door.access
-        self._answer = self._answer_now if door.access is None else self._answer_logged
+        self._notes: list[Callable[[WSGIEnvironment, int, int, float], object]] = []
+        if door.metrics is not None:
+            self._notes.append(RequestMeasures(door.metrics))
+        if door.access is not None:
+            self._notes.append(door.access)
+        self._answer = self._answer_noted if self._notes else self._answer_now
         self._here = threading.local()
         self._change = threading.Lock()  # for the three below
         self._taking: _Thread | None = None
@@ -320,11 +331,12 @@ class _Gateway:
             return 500, len(_INTERNAL)
         return response.status, len(body)
 
-    def _answer_logged(self, protocol: Any, environ: WSGIEnvironment) -> None:
+    def _answer_noted(self, protocol: Any, environ: WSGIEnvironment) -> None:
         start = time.perf_counter()
         status, sent = self._answer_now(protocol, environ)
-        assert self._access is not None
-        self._access(environ, status, sent, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        for note in self._notes:
+            note(environ, status, sent, seconds)
 
 
 class _Response:

@@ -13,6 +13,7 @@ import time as clock_time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +36,8 @@ from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
+from serve.measures import MONITOR, Figures, HeardLabel, Measures, declare_state
+from serve.metrics import Registry, foreign_text
 from serve.outbox import OUTBOX, Outbox, decode_settling, nothing_sent, unknown_dead_letter
 from serve.reasons import Situation
 from serve.records import ANONYMOUS
@@ -91,6 +94,7 @@ class Service:
         identifier_key: Path | None = None,
         inputs: InputSettings | None = None,
         webhook: WebhookSettings | None = None,
+        metrics: Registry | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -106,6 +110,7 @@ class Service:
                 made if no record was hashed yet.
             inputs: limits of what a client may send, `[input]`; its defaults where None.
             webhook: where alerts go, if anywhere.
+            metrics: where it declares what it measures; None: nothing is measured.
         """
         self._clock = clock
         manifest = bundle.manifest
@@ -149,6 +154,8 @@ class Service:
             self.follow(KINDS, self.engine.rules.fold)
             opened.pop_all()
         self.desk = Desk(self, self.engine, self._limits, state)
+        self._metrics = metrics
+        self._measures = None if metrics is None else self._measured(metrics)
         if self._outbox is not None:
             self._outbox.start()
         _log.info("%s at the start", _head_words(self._journal.head))
@@ -165,6 +172,37 @@ class Service:
         opened.callback(outbox.stop)
         self._journal.after_fold = outbox.wake
         return outbox
+
+    def _measured(self, registry: Registry) -> Measures:
+        measures = Measures(registry, self.engine.bundle.manifest)
+        declare_state(
+            registry,
+            self._figures,
+            self.ready,
+            lambda: self.engine.rules,
+            self._outbox,
+            self.degraded_answers,
+            self._state,
+        )
+        return measures
+
+    def _figures(self) -> Figures:
+        """For a scrape, without the lock."""
+        unsynced, unindexed = self._journal.behind
+        records = self._journal.last_seq
+        engine = self.engine
+        return Figures(
+            users=len(engine.users.slots),
+            entities=len(engine.context.rows),
+            early_labels=len(engine.memory.early),
+            journal_records=records,
+            journal_bytes=self._journal.size,
+            unsynced=unsynced,
+            unindexed=unindexed,
+            snapshot_behind=records - self._snapshot_seq,
+            journal_failed=bool(self._journal.failed),
+            model=engine.bundle.id,
+        )
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
@@ -257,11 +295,21 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
+        began = perf_counter()
         transaction = self.engine.decoder.decode(body)
-        return self._encode(self._promised([(transaction, self.score_one(transaction))])[0])
+        decoded = perf_counter()
+        answer = self.score_one(transaction)
+        scored = perf_counter()
+        (answer,) = self._promised([(transaction, answer)])
+        promised = perf_counter()
+        encoded = self._encode(answer)
+        if self._measures is not None:
+            self._measures.answered(decoded - began, promised - scored, perf_counter() - promised)
+        return encoded
 
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
+        began = perf_counter()
         engine = self.engine
         items = engine.decoder.decode_batch(body)
         if len(items) > engine.max_batch:
@@ -271,9 +319,12 @@ class Service:
         results: list[Answer | dict[str, Any]] = []
         scored: list[tuple[Transaction, Answer]] = []
         places: list[int] = []
+        decode = perf_counter() - began
         for place, item in enumerate(items):
             try:
+                began = perf_counter()
                 transaction = engine.decoder.decode(item)
+                decode += perf_counter() - began
                 answer = self.score_one(transaction)
             except RequestError as error:
                 results.append({"error": {"code": error.code, "message": error.message, "field": error.field}})
@@ -281,21 +332,27 @@ class Service:
                 scored.append((transaction, answer))
                 places.append(place)
                 results.append(answer)
+        began = perf_counter()
         for place, answer in zip(places, self._promised(scored), strict=True):
             results[place] = answer
-        return self._encode({"results": results})
+        promised = perf_counter()
+        encoded = self._encode({"results": results})
+        if self._measures is not None:
+            self._measures.answered(decode, promised - began, perf_counter() - promised)
+        return encoded
 
     def score_one(self, transaction: Transaction) -> Answer:
         """Score, store and commit one transaction; a known id gives the answer of the first time.
 
         Where the model or the journal cannot, nothing changes, and the fallback answers: RequestError 503 by default.
         """
+        asked = perf_counter()
         try:
             with self._lock:
                 self._require_ready()
                 self.check_deadline()
                 known = self._journal.transaction(transaction.id)
-                return self._score_new(transaction) if known is None else self._again(known, transaction)
+                return self._score_new(transaction, asked) if known is None else self._again(known, transaction)
         except JournalError as error:
             return self._fall_back(transaction, STORAGE, _CANNOT[STORAGE], error)
         except ModelError as error:
@@ -307,6 +364,8 @@ class Service:
             if self._failing != code:
                 self._failing = code
                 _log.error("%s: %s", code, error, exc_info=error.__cause__)
+            if self._measures is not None:
+                self._measures.failed(code)
             if self._fallback.mode == "refuse":
                 raise RequestError(503, code, words) from None
             self.degraded_answers[code] += 1
@@ -346,14 +405,18 @@ class Service:
             ]
         return [answer for _, answer in scored]
 
-    def _score_new(self, transaction: Transaction) -> Answer:
+    def _score_new(self, transaction: Transaction, asked: float) -> Answer:
+        """Score and store a transaction of an id that is not there; `asked` for at this moment of perf_counter."""
+        begun = perf_counter()
         engine = self.engine
         users, entities = len(engine.users.slots), len(engine.context.rows)
         undo = engine.labels.advance(transaction.time)
         try:
             rows = engine.context.rows_of(transaction.entities)
             context = engine.context.read(rows, transaction.time, transaction.amount).astype(np.float32)
+            read = perf_counter()
             scored, answer = engine.judge(transaction, context)
+            decided = perf_counter()
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
                 TransactionRecord(
@@ -373,8 +436,12 @@ class Service:
             engine.users.forget_newest(users)
             engine.context.forget_newest(entities)
             raise
+        stored = perf_counter()
         scored.commit()
         engine.memory.settle(seq, transaction, rows)
+        if self._measures is not None:
+            marks = (asked, begun, read, engine.judged, decided, stored, perf_counter())
+            self._measures.scored(transaction, answer, marks)
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
@@ -392,6 +459,8 @@ class Service:
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
+            if self._measures is not None:
+                self._measures.conflicts.value += 1
             raise RequestError(
                 409,
                 "conflict",
@@ -400,6 +469,8 @@ class Service:
             )
         answer = msgspec.json.decode(known.answer, type=Answer)
         answer.transaction_id, answer.duplicate = transaction.shown_id, True
+        if self._measures is not None:
+            self._measures.duplicates.value += 1
         return answer
 
     def _wait_durable(self, seq: int) -> None:
@@ -433,27 +504,31 @@ class Service:
             self._require_ready()
             self.check_deadline()
             try:
-                counts, records = self._store_labels(labels, author)
+                heard, records = self._store_labels(labels, author)
             except JournalError as error:
                 _log.error("journal: %s", error)
                 message = "the labels could not be stored; nothing changed"
                 raise RequestError(503, "storage_unavailable", message) from None
             for record in records:
                 self.engine.memory.hear(record)
-            return counts
+            self._count_labels(heard)
+            outcomes = [label.outcome for label in heard]
+            return {outcome: outcomes.count(outcome) for outcome in ("new", "changed", "unchanged", "unknown")}
 
-    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[dict[str, int], list[LabelRecord]]:
-        counts, records = self._new_labels(labels, author, self._journal.last_seq + 1)
+    def _store_labels(self, labels: list[SaidLabel], author: str) -> tuple[list[HeardLabel], list[LabelRecord]]:
+        heard, records = self._new_labels(labels, author, self._journal.last_seq + 1)
         self._journal.append_labels(records)
-        return counts, records
+        return heard, records
 
-    def _new_labels(self, labels: list[SaidLabel], author: str, first: int) -> tuple[dict[str, int], list[LabelRecord]]:
+    def _new_labels(
+        self, labels: list[SaidLabel], author: str, first: int
+    ) -> tuple[list[HeardLabel], list[LabelRecord]]:
         """What labels of stored ids are to what was said before, and the records of those that say something new.
 
         Args:
             first: sequence number of the first record.
         """
-        counts = {"new": 0, "changed": 0, "unchanged": 0, "unknown": 0}
+        heard: list[HeardLabel] = []
         now = self._clock()
         records: list[LabelRecord] = []
         newest: dict[str, bool] = {}
@@ -465,17 +540,21 @@ class Service:
                     newest[identity] = said.is_fraud
             before = newest.get(identity)
             if before == label.is_fraud:
-                counts["unchanged"] += 1
+                heard.append(HeardLabel(label.source, "unchanged", None))
                 continue
-            if self._journal.seq_of(identity) is None:
-                counts["unknown"] += 1
-            else:
-                counts["new" if before is None else "changed"] += 1
+            found = self._journal.seq_of(identity)
             newest[identity] = label.is_fraud
             known_at = now if label.known_at is None else label.known_at
+            outcome = "unknown" if found is None else "new" if before is None else "changed"
+            heard.append(HeardLabel(label.source, outcome, None if found is None else known_at - found[1]))
             seq = first + len(records)
             records.append(LabelRecord(seq, identity, label.is_fraud, known_at, now, label.source, author))
-        return counts, records
+        return heard, records
+
+    def _count_labels(self, heard: list[HeardLabel]) -> None:
+        """Labels were stored; under the lock."""
+        if self._measures is not None:
+            self._measures.heard(heard)
 
     # ---- actions
 
@@ -550,11 +629,12 @@ class Service:
                     seq, now = self._journal.last_seq + 1, self._clock()
                     fraud = SAYS.get(asked.state)
                     said = [] if fraud is None else [SaidLabel(action.transaction_id, fraud, None, ANALYST)]
-                    _, labels = self._new_labels(said, author, seq + 1)
+                    heard, labels = self._new_labels(said, author, seq + 1)
                     record = ActionRecord(seq, ALERT, now, author, self._encode(action))
                     self._journal.append_action(record, labels)
                     for label in labels:
                         self.engine.memory.hear(label)
+                    self._count_labels(heard)
                 answer = self._encode(self._alerts.detail(transaction_id))
                 last = self._journal.last_seq
             except JournalError as error:
@@ -703,6 +783,13 @@ class Service:
                 return False
             self._recovered()
             return True
+
+    def metrics(self) -> bytes:
+        """What is measured here, and behind it what the monitor wrote. Raises RequestError 404 where nothing is."""
+        if self._metrics is None:
+            raise RequestError(404, "not_measured", "this service measures nothing")
+        own = self._metrics.render()
+        return (own + foreign_text(self._state / MONITOR, self._metrics.names)).encode()
 
     def _require_ready(self) -> None:
         if not self._ready:

@@ -163,6 +163,11 @@ def read_newest(state: Path, bundle: str, last_seq: int, take: Callable[[Iterato
     return None
 
 
+def newest_file(state: Path) -> Path | None:
+    """The newest snapshot, usable or not."""
+    return max(state.glob("snapshot-*.bin"), default=None)
+
+
 def noted_heads(state: Path) -> Iterator[tuple[str, int, str]]:
     """Name of each snapshot, and of the journal's chain when it was taken: the last record and the head, hexadecimal."""
     for file in sorted(state.glob("snapshot-*.bin")):

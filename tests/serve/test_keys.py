@@ -342,11 +342,12 @@ ROUTES = [
     ("POST", "/v1/lists/a/entries", "add_entries", {"admin"}),
     ("DELETE", "/v1/lists/a/entries", "remove_entries", {"admin"}),
     ("GET", "/v1/lists/a/history", "list_history", {"admin"}),
-    ("GET", "/healthz", None, {"score", "label", "admin", None}),
-    ("GET", "/readyz", None, {"score", "label", "admin", None}),
-    ("GET", "/openapi.json", None, {"score", "label", "admin", None}),
-    ("GET", "/docs", None, {"score", "label", "admin", None}),
-    ("GET", "/docs/style.css", None, {"score", "label", "admin", None}),
+    ("GET", "/healthz", None, {"score", "label", "metrics", "admin", None}),
+    ("GET", "/readyz", None, {"score", "label", "metrics", "admin", None}),
+    ("GET", "/metrics", "metrics", {"metrics", "admin"}),
+    ("GET", "/openapi.json", None, {"score", "label", "metrics", "admin", None}),
+    ("GET", "/docs", None, {"score", "label", "metrics", "admin", None}),
+    ("GET", "/docs/style.css", None, {"score", "label", "metrics", "admin", None}),
 ]
 
 
@@ -370,7 +371,7 @@ def ask(app: Any, method: str, path: str, key: str | None, stream: Any) -> tuple
 
 
 @pytest.mark.parametrize(("method", "path", "asked", "allowed"), ROUTES)
-@pytest.mark.parametrize("role", ["score", "label", "admin", None])
+@pytest.mark.parametrize("role", ["score", "label", "metrics", "admin", None])
 def test_every_route_takes_the_roles_it_is_for(
     file: Path, method: str, path: str, asked: str | None, allowed: set[str | None], role: str | None
 ) -> None:
@@ -492,7 +493,7 @@ def test_the_command_prints_a_key_once_alone_and_lists_without_it(
     ("words", "said"),
     [
         (["add"], "--role"),
-        (["add", "--role", "god"], "'god' is not one of score, label, admin"),
+        (["add", "--role", "god"], "'god' is not one of score, label, metrics, admin"),
         (["add", "--role", "score", "--expires", "2020-01-01"], "is past"),
         (["add", "--role", "score", "--expires", "soon"], "--expires: 'soon'"),
         (["add", "abc", "--role", "score"], "expected an ID with revoke"),
