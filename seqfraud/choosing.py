@@ -90,6 +90,11 @@ def prices(settings: DecisionConfig, amounts: bool = True) -> Costs:
 
 def choose_policy(settings: DecisionConfig, rows: ScoredDays) -> Choice:
     """The policy of a configuration from the rows of the validation days. Raises DataError where there is no fraud."""
+    choice = _chosen(settings, rows)
+    return replace(choice, policy=replace(choice.policy, control_share=settings.control_share))
+
+
+def _chosen(settings: DecisionConfig, rows: ScoredDays) -> Choice:
     precision = DECLINE_PRECISION if settings.decline_precision is None else settings.decline_precision
     if settings.by == "cost":
         return _by_cost(settings, rows)

@@ -24,6 +24,8 @@ HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
 WEEK_MS = 7 * DAY_MS
 HABIT_HALF_LIFE = 90 * DAY_MS
+MOST_CONTROL = 0.05
+"""Of what is declined, let through at random: more would be a way to pay."""
 
 TimeUnit = Literal["iso", "s", "ms"]
 
@@ -240,6 +242,8 @@ class DecisionConfig:
     """Share of the frauds that a review recognises (1)."""
     margin: float | None = None
     """An alert has to promise so many times what it costs; left out: 1, unless the validation days say otherwise."""
+    control_share: float = 0.0
+    """Share of what the policy declines that is let through at random, so that its truth becomes known."""
 
 
 @dataclass(frozen=True)
@@ -502,6 +506,8 @@ def _check_decision(config: Config, source: str) -> None:
             refuse(name, f"expected a share of the amount, 0 to 1000, got {value}")
         if name == "review_catches" and not 0 < value <= 1:
             refuse(name, f"expected above 0 to 1, got {value}")
+        if name == "control_share" and not 0 <= value <= MOST_CONTROL:
+            refuse(name, f"expected 0 to {MOST_CONTROL}, got {value}")
         if name == "margin" and not 0.001 <= value <= 1000:
             refuse(name, f"expected 0.001 to 1000, got {value}")
         if decision.by not in _DECIDING.get(name, (decision.by,)):

@@ -5,6 +5,7 @@ bulk scoring apply it with the same operations in float64.
 """
 
 import difflib
+import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqfraud.config import MOST_CONTROL
 from seqfraud.errors import BundleError
 from seqfraud.metrics import Floats, Mask
 
@@ -150,17 +152,21 @@ class Policy:
     - `costs`: whatever has the least expected cost.
 
     A transaction without an amount is decided by the thresholds in every case.
+
+    `control_share` of what it declines is let through by the service (`let_through`); that is none of `decide`.
     """
 
     thresholds: Thresholds
     review_loss: float | None = None
     costs: Costs | None = None
+    control_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.review_loss is not None:
             if self.costs is not None:
                 raise BundleError("decision: seen an expected loss and costs; expected one of them")
             _require_number("decision.review", self.review_loss, 0.0, MOST_MONEY)
+        _require_number("decision.control_share", self.control_share, 0.0, MOST_CONTROL)
 
     @property
     def by(self) -> Rule:
@@ -203,6 +209,8 @@ class Policy:
             decision["review"] = self.review_loss
         if self.costs is not None:
             decision |= asdict(self.costs)
+        if self.control_share:
+            decision["control_share"] = self.control_share
         return {"thresholds": self.thresholds.as_dict(), "decision": decision}
 
     @classmethod
@@ -215,15 +223,16 @@ class Policy:
         if not isinstance(decision, Mapping):
             raise BundleError(f"decision: seen {decision!r}; expected an object that says by what, such as a cost")
         by = decision.get("by")
-        rest = {name: value for name, value in decision.items() if name != "by"}
+        control = decision.get("control_share", 0.0)
+        rest = {name: value for name, value in decision.items() if name not in ("by", "control_share")}
         if by == "thresholds":
             for name in rest:
                 raise BundleError(f"decision.{name}: unknown; by thresholds there is nothing more to say")
-            return cls(thresholds)
+            return cls(thresholds, control_share=control)
         if by == "expected_loss":
-            return cls(thresholds, review_loss=_named(_ReviewLoss, rest, "decision")["review"])
+            return cls(thresholds, review_loss=_named(_ReviewLoss, rest, "decision")["review"], control_share=control)
         if by == "cost":
-            return cls(thresholds, costs=Costs(**_named(Costs, rest, "decision")))
+            return cls(thresholds, costs=Costs(**_named(Costs, rest, "decision")), control_share=control)
         raise BundleError(f"decision.by: seen {by!r}; expected one of {', '.join(get_args(Rule))}")
 
 
@@ -250,6 +259,15 @@ def _named(cls: type[Any], values: Any, where: str) -> dict[str, Any]:
 def _require_number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BundleError(f"{name}: seen {value!r}; expected a number from {low:g} to {high:g}")
+
+
+def let_through(key: bytes, transaction_id: str, share: float) -> bool:
+    """Whether a transaction is among the `share` that is let through at random: the same whenever it is asked.
+
+    A keyed hash of its id as a number below 1; without the key nobody can choose an id that is let through.
+    """
+    digest = hmac.digest(key, transaction_id.encode("utf-8", "surrogatepass"), "sha256")
+    return int.from_bytes(digest[:7], "big") < share * 2**56
 
 
 def flag_many(probabilities: ArrayLike, thresholds: Thresholds) -> Mask:

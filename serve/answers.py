@@ -62,7 +62,7 @@ class Reason(msgspec.Struct):
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
-    """The answer to one transaction, as HTTP gives it; `degraded` is there only where it is true."""
+    """The answer to one transaction, as HTTP gives it; `degraded` and `control` are there only where true."""
 
     transaction_id: Annotated[str, _said("As text; derived from the content where no column holds an id.")]
     fraud_probability: Annotated[
@@ -71,13 +71,19 @@ class Answer(msgspec.Struct, omit_defaults=True):
     is_fraud: Annotated[bool, _said("The probability reaches the threshold chosen on validation days.")]
     decision: Annotated[Decision, _said("By the policy of the deployment, from probability and amount.")]
     reasons: Annotated[
-        list[Reason], _said("Why it is not approved, the largest contribution first; empty where it is approved.")
+        list[Reason],
+        _said(
+            "Why it is not approved, or would not have been, the largest contribution first; empty where it is approved."
+        ),
     ]
     model: Annotated[str, _said("Identifies the bundle that scored.")]
     history: Annotated[int, _said("Accepted transactions of the user ordered before this one.", minimum=0)]
     late: Annotated[bool, _said("Older than the user's newest transaction.")]
     duplicate: Annotated[bool, _said("This id was scored before; the answer is the one given then.")]
     degraded: Annotated[bool, _said("Decided by the limits of `[fallback]`: the model could not answer.")] = False
+    control: Annotated[
+        bool, _said("It would have been declined, and was let through at random, so that its truth becomes known.")
+    ] = False
 
 
 class Attribution(msgspec.Struct):

@@ -19,6 +19,7 @@ from seqfraud.errors import ModelError, SeqfraudError
 from seqfraud.identifiers import Identifiers
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.answers import Answer
+from serve.control import Control
 from serve.decoding import Limits, Transaction, TransactionDecoder
 from serve.facts import Case, recent_of
 from serve.journal import Journal, LabelRecord, TransactionRecord
@@ -65,6 +66,8 @@ class Engine:
         self.sequence = SequenceGraph(bundle.sequence, manifest.graph)
         self.explainer = Explainer(manifest, self.step, self.sequence)
         self.rules = RuleBook(manifest, identifiers)
+        self.control: Control | None = None
+        """What lets some that are declined through, if anything."""
         self._journal = journal
         self._spec = manifest.graph
         self.judged = 0.0
@@ -99,9 +102,12 @@ class Engine:
         if self.rules.active:
             self._apply_rules(transaction, scored, answer)
         if answer.decision != "approve":
+            spared = self.control is not None and self.control.spares(answer)
             with graphs_may_fail():
                 answer.reasons += self.explainer.reasons(self._situation(transaction, scored))
             answer.reasons = answer.reasons or [COMBINATION]
+            if spared:
+                answer.decision, answer.control = "approve", True
         return scored, answer
 
     def answers(self) -> bool:

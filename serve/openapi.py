@@ -705,7 +705,8 @@ def _schemas(decoder: TransactionDecoder, manifest: Manifest) -> Json:
         if name not in posted:
             schema["required"] = list(schema["properties"])  # an answer always has all of them
     for name in ("Answer", "GivenAnswer"):
-        schemas[name]["required"].remove("degraded")  # it alone is there only where it is true
+        for sometimes in ("degraded", "control"):  # there only where true
+            schemas[name]["required"].remove(sometimes)
     _describe_transaction(schemas["Transaction"], manifest, decoder.limits)
     _describe_label(schemas["Label"]["properties"], decoder.limits)
     _describe_rules(schemas, manifest, decoder.limits)

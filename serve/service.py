@@ -29,6 +29,7 @@ from serve.alertindex import ALERT
 from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
+from serve.control import open_control
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.desk import Desk
 from serve.engine import Engine, ReadsAlike, context_key, graphs_may_fail
@@ -147,6 +148,7 @@ class Service:
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
             self.engine = Engine(bundle, self._journal, self._identifiers, self._limits)
             """Of the bundle in force."""
+            self.engine.control = open_control(self._journal, bundle)
             self._alerts = Alerts(self._journal, self._identifiers, manifest.schema)
             opened.callback(self._alerts.close)
             self._outbox = None if webhook is None else self._open_outbox(webhook, manifest, opened)

@@ -206,6 +206,7 @@ def test_a_learning_rate_that_is_no_number() -> None:
         ("cleaning", "most_dropped", ("0", "1"), ("-0.1", "1.01"), "expected 0 to 1"),
         ("decision", "alert_share", ("0.001", "1"), ("0", "1.01", "-1"), "expected above 0 to 1"),
         ("decision", "decline_precision", ("0.5", "1"), ("0", "90"), "expected above 0 to 1"),
+        ("decision", "control_share", ("0", "0.05"), ("0.06", "-0.1", "nan"), "expected 0 to 0.05"),
         ("decision", "review", ("0.5", "1"), ("0", "30", "nan"), "expected above 0 to 1"),
         ("decision", "decline", ("0.5", "1"), ("0", "90", "nan"), "expected above 0 to 1"),
         ("decision", "review_cost", ("0", "4.5"), ("-1", "nan", "inf"), "expected an amount of money, 0 to 1e12"),

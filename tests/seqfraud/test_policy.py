@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqfraud.errors import BundleError
-from seqfraud.policy import DECISIONS, NEVER, Costs, Policy, Thresholds, flag_many
+from seqfraud.policy import DECISIONS, NEVER, Costs, Policy, Thresholds, flag_many, let_through
 
 THRESHOLDS = Thresholds(is_fraud=0.5, review=0.3, decline=0.8)
 USUAL = Policy(THRESHOLDS)
@@ -165,11 +165,14 @@ def test_by_expected_loss_the_sure_ones_are_declined_whatever_they_are_worth() -
     assert policy.decide(float("nan"), 1e6) == "review"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01])
 @pytest.mark.parametrize("policy", [USUAL, Policy(THRESHOLDS, review_loss=1 / 3), Policy(THRESHOLDS, costs=COSTS)])
-def test_a_policy_survives_json_to_the_last_digit(policy: Policy) -> None:
+def test_a_policy_survives_json_to_the_last_digit(policy: Policy, share: float) -> None:
+    policy = replace(policy, control_share=share)
     plain = json.loads(json.dumps(policy.as_dict()))
     assert Policy.from_dict({**plain, "other": 1}) == policy
     assert plain["decision"]["by"] == policy.by
+    assert ("control_share" in plain["decision"]) == (share > 0)  # without one a bundle is what it was
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,11 @@ def test_a_policy_survives_json_to_the_last_digit(policy: Policy) -> None:
         ({}, "decision.by: seen None; expected one of thresholds, expected_loss, cost"),
         ({"by": ["cost"]}, "decision.by: seen .'cost'.; expected one of"),
         ({"by": "thresholds", "review": 0.5}, "decision.review: unknown; by thresholds there is nothing more to say"),
+        (
+            {"by": "thresholds", "control_share": 0.06},
+            "decision.control_share: seen 0.06; expected a number from 0 to 0.05",
+        ),
+        ({"by": "thresholds", "control_share": True}, "decision.control_share: seen True"),
         ({"by": "expected_loss"}, "decision.review: missing; expected a number"),
         ({"by": "expected_loss", "review": -1.0}, "decision.review: seen -1.0; expected a number from 0 to 1e.12"),
         ({"by": "expected_loss", "review": True}, "decision.review: seen True"),
@@ -199,6 +207,17 @@ def test_a_decision_that_cannot_be_meant_is_refused(decision: Any, message: str)
     whole = decision if decision is None or not decision or "by" in decision else {**plain["decision"], **decision}
     with pytest.raises(BundleError, match=message):
         Policy.from_dict({**plain, "decision": whole})
+
+
+def test_a_share_is_let_through_by_key_and_id_alone() -> None:
+    ids = [f"t{n}" for n in range(20_000)]
+    drawn = [let_through(b"k" * 32, one, 0.01) for one in ids]
+    assert 140 < sum(drawn) < 260  # 200 expected, 14 the standard deviation
+    assert drawn == [let_through(b"k" * 32, one, 0.01) for one in ids]
+    assert drawn != [let_through(b"l" * 32, one, 0.01) for one in ids]
+    more = [let_through(b"k" * 32, one, 0.05) for one in ids]
+    assert all(b for a, b in zip(drawn, more, strict=True) if a)
+    assert not any(let_through(b"k" * 32, one, 0.0) for one in ids)
 
 
 def test_a_policy_decides_by_one_thing() -> None:
