@@ -105,6 +105,9 @@ class ServiceLike(Protocol):
     def model(self) -> bytes:
         """The bundle in force and the challengers in shadow."""
 
+    def change_model(self, body: bytes, author: str) -> bytes:
+        """Promote, roll back, begin or end a challenge -> as `model`, when it is done."""
+
     def ready(self) -> bool:
         """Whether a transaction posted now would get an answer."""
 
@@ -179,6 +182,10 @@ def create_app(
     @route("GET", "/v1/model")
     def model(request: Any) -> bytes:
         return service.model()
+
+    @route("POST", "/v1/model")
+    def change_model(request: Any) -> bytes:
+        return service.change_model(_read_json(request.env, max_body_bytes), _author(request))
 
     @route("GET", "/v1/rules")
     def rules(request: Any) -> bytes:

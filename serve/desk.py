@@ -100,6 +100,9 @@ _ENTRY_WORDS = "ISO 8601, or milliseconds since 1970, or null"
 class Office(Protocol):
     """What stores actions: the service."""
 
+    engine: Engine
+    """Of the bundle in force."""
+
     def act(self, kind: str, author: str, body: bytes, require: Callable[[], None] = ...) -> ActionRecord:
         """Store what somebody did and fold it, under the lock."""
 
@@ -116,6 +119,7 @@ class Desk:
     def __init__(self, office: Office, engine: Engine, limits: Limits, state: Path) -> None:
         """`engine`: whose rules they are."""
         manifest = engine.bundle.manifest
+        self._engine = engine
         self._office = office
         self._book = engine.rules
         self._schema = manifest.schema
@@ -198,7 +202,7 @@ class Desk:
         return self._encode(tested)
 
     def _change_rules(self, change: RuleChange, author: str, require: Callable[[], None]) -> None:
-        self._office.act("rule", author, encode_change(change), require)
+        self._act("rule", author, encode_change(change), require)
 
     def _known_rule(self, name: str) -> Rule:
         rule = self._book.rules.get(name)
@@ -312,7 +316,15 @@ class Desk:
         return self._encode(History(name, changes))
 
     def _change_lists(self, change: ListChange, author: str, require: Callable[[], None]) -> None:
-        self._office.act("list", author, encode_change(change), require)
+        self._act("list", author, encode_change(change), require)
+
+    def _act(self, kind: str, author: str, body: bytes, require: Callable[[], None]) -> None:
+        def still() -> None:
+            if self._office.engine is not self._engine:
+                raise RequestError(409, "conflict", "another model came into force meanwhile; ask again")
+            require()
+
+        self._office.act(kind, author, body, still)
 
     def _known_list(self, name: str) -> NamedList:
         held = self._book.lists.get(name)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.bundle import Bundle
-from seqfraud.errors import ModelError, SeqfraudError
-from seqfraud.identifiers import Identifiers
+from seqfraud.bundle import Bundle, Manifest
+from seqfraud.errors import ModelError, RunError, SeqfraudError
+from seqfraud.identifiers import Identifiers, treatments
 from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
 from serve.answers import Answer
 from serve.control import Control
@@ -27,12 +27,14 @@ from serve.memory import Memory
 from serve.reasons import COMBINATION, Explainer, Situation
 from serve.records import Record
 from serve.rulebook import RuleBook
-from serve.snapshot import Piece
+from serve.snapshot import Pause, Piece
 
-__all__ = ["Engine", "ReadsAlike", "Scored", "context_key", "graphs_may_fail"]
+__all__ = ["Engine", "ReadsAlike", "Scored", "context_key", "graphs_may_fail", "require_same_fields"]
 
 Array = npt.NDArray[Any]
 
+AT_ONCE = 4096
+"""Users and entities that are let go at once."""
 _NO_VALUES = np.zeros(0, dtype=np.float32)
 
 
@@ -121,6 +123,23 @@ class Engine:
         except Exception:
             return False
         return True
+
+    def dismantle(self, pause: Pause) -> None:
+        """Let memory go a little at a time: to free millions of texts at once would hold everybody up.
+
+        For an engine that nobody uses any more; what was copied out of it stays good.
+        """
+        users, context = self.users, self.context
+        keyed: tuple[dict[Any, int], ...] = (users.slots, context.rows)
+        listed: tuple[list[Any], ...] = (users.names, context.names, context.effects)
+        while any(map(len, (*keyed, *listed))):
+            began = perf_counter()
+            for table in keyed:
+                for _ in range(min(AT_ONCE, len(table))):
+                    table.popitem()
+            for names in listed:
+                del names[-AT_ONCE:]
+            pause(perf_counter() - began)
 
     def _apply_rules(self, transaction: Transaction, scored: Scored, answer: Answer) -> None:
         recent = functools.partial(recent_of, self.users, scored.slot, transaction.time)
@@ -223,6 +242,24 @@ def graphs_may_fail() -> Iterator[None]:
 def context_key(bundle_id: str) -> str:
     """Key of the journal's note with a bundle's definition of the context."""
     return f"context of {bundle_id}"
+
+
+def require_same_fields(new: Manifest, old: Manifest) -> None:
+    """A journal belongs to one set of declared fields, and to one way to tell and to store them.
+
+    Raises RunError for a bundle that reads transactions in another way than the one that is in force.
+    """
+    for name in ("transaction", "user", "time", "time_unit", "amount", "numbers", "texts"):
+        ours, theirs = getattr(old.schema, name), getattr(new.schema, name)
+        if ours != theirs:
+            raise RunError(f"it declares other fields: {name} is {theirs!r}; the journal is written with {ours!r}")
+    ours, theirs = (treatments(manifest.schema, manifest.identifiers) for manifest in (old, new))
+    for column, treatment in ours.items():
+        if theirs.get(column) != treatment:
+            raise RunError(
+                f"it stores {column} by the identifier policy {theirs.get(column)!r}; the journal is written with "
+                f"{treatment!r}"
+            )
 
 
 class ReadsAlike(dict[str, bool]):

@@ -25,25 +25,31 @@ from seqfraud.bundle import Bundle, Manifest
 from seqfraud.config import format_instant
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.identifiers import Identifiers
+from seqfraud.registry import Registry as ModelRegistry
 from serve.alertindex import ALERT
 from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
+from serve.catchup import CLOSE, CatchUp
+from serve.challenger import Challenger, ShadowSettings
 from serve.control import open_control
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.desk import Desk
-from serve.engine import Engine, ReadsAlike, context_key, graphs_may_fail
+from serve.engine import Engine, ReadsAlike, context_key, graphs_may_fail, require_same_fields
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.measures import MONITOR, Figures, HeardLabel, Measures, declare_state
 from serve.metrics import Registry, foreign_text
+from serve.models import MODEL as MODEL_ACTION
+from serve.models import Models
 from serve.outbox import OUTBOX, Outbox, decode_settling, nothing_sent, unknown_dead_letter
 from serve.reasons import Situation
 from serve.records import ANONYMOUS
-from serve.rulebook import KINDS
-from serve.snapshot import Pause, Snapshotter, read_newest, write_snapshot
+from serve.rulebook import KINDS, RuleBook
+from serve.shadow import shadow_folder
+from serve.snapshot import Pause, Snapshotter, read_newest, remove_unfinished, write_snapshot
 from serve.webhook import WebhookSettings
 
 _log = logging.getLogger(__name__)
@@ -96,6 +102,8 @@ class Service:
         inputs: InputSettings | None = None,
         webhook: WebhookSettings | None = None,
         metrics: Registry | None = None,
+        registry: ModelRegistry | None = None,
+        shadow: ShadowSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -112,14 +120,24 @@ class Service:
             inputs: limits of what a client may send, `[input]`; its defaults where None.
             webhook: where alerts go, if anywhere.
             metrics: where it declares what it measures; None: nothing is measured.
+            registry: where other models come from, if any may come into force.
+            shadow: how challengers score, `[shadow]`; its defaults where None.
         """
         self._clock = clock
         manifest = bundle.manifest
         self._limits = Limits(inputs)
         self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._policies = {bundle.id: manifest.policy}
+        """Of the models that have been in force since the start."""
+        self._shadow = shadow or ShadowSettings()
+        self.models = Models(self, registry, self._shadow.most)
+        self._snapshot_every = snapshot_every
         self._snapshotting = threading.RLock()
         """Held while a snapshot is taken, which is before the service's lock, never after it."""
         self._snapshot_records = snapshot_records
+        self._snapshot_wanted = False
+        """Of the model in force there is none yet."""
         self._fold_above = fold_above
         self._state = state
         self._encode = msgspec.json.Encoder().encode
@@ -153,7 +171,7 @@ class Service:
             opened.callback(self._alerts.close)
             self._outbox = None if webhook is None else self._open_outbox(webhook, manifest, opened)
             self._rebuild()
-            self.follow(KINDS, self.engine.rules.fold)
+            self.follow(KINDS, lambda action: self.engine.rules.fold(action))
             opened.pop_all()
         self.desk = Desk(self, self.engine, self._limits, state)
         self._metrics = metrics
@@ -164,6 +182,7 @@ class Service:
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
+        self.models.start()
 
     # ---- start and stop
 
@@ -211,8 +230,12 @@ class Service:
         engine, journal = self.engine, self._journal
         _note_context(journal, engine.bundle)
         reads_alike = ReadsAlike(journal, engine.bundle.id)
-        since = read_newest(self._state, engine.bundle.id, journal.last_seq, engine.remember)
-        if since is None:
+        remove_unfinished(self._state)
+        for folder in (self._state, shadow_folder(self._state, engine.bundle.id)):
+            since = read_newest(folder, engine.bundle.id, journal.last_seq, engine.remember)
+            if since is not None:
+                break
+        else:
             since = 0
             engine.remember(())
         self._snapshot_seq = since
@@ -230,7 +253,9 @@ class Service:
 
     def close(self) -> None:
         """Write a snapshot and let the state folder go."""
+        self._closing.set()
         self._stop_snapshots()
+        self.models.stop(snapshots=True)
         with self._snapshotting, self._lock:
             if self._ready:
                 try:
@@ -241,6 +266,8 @@ class Service:
 
     def abandon(self) -> None:
         """Let the state folder go without a snapshot, as a crash would."""
+        self._closing.set()
+        self.models.stop(snapshots=False)
         with self._lock:
             if not self._ready:
                 return
@@ -281,11 +308,11 @@ class Service:
             finally:
                 with self._lock:
                     capture.end()
-            self._snapshot_seq = seq
+            self._snapshot_seq, self._snapshot_wanted = seq, False
             _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
-        return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
+        return self._snapshot_wanted or self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
 
     def _wait_synced(self, seq: int) -> None:
         """Return once the journal is sure to have a record; a snapshot may not know more than the journal."""
@@ -353,6 +380,8 @@ class Service:
             with self._lock:
                 self._require_ready()
                 self.check_deadline()
+                if transaction.decoder is not self.engine.decoder:
+                    transaction = self.engine.decoder.decode_again(transaction)
                 known = self._journal.transaction(transaction.id)
                 return self._score_new(transaction, asked) if known is None else self._again(known, transaction)
         except JournalError as error:
@@ -584,15 +613,27 @@ class Service:
             self._require_ready()
             self.check_deadline()
             require()
-            record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
-            try:
-                self._journal.append_action(record)
-            except JournalError as error:
-                _log.error("journal: %s", error)
-                raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
-            for fold in self._folds.get(kind, ()):
-                fold(record)
+            record = self._append_action(kind, author, body)
         self._wait_durable(record.seq)
+        return record
+
+    def store_action(self, kind: str, author: str, body: bytes) -> ActionRecord:
+        """The same for what took its time: no deadline is looked at."""
+        with self._lock:
+            self._require_ready()
+            record = self._append_action(kind, author, body)
+        self._wait_durable(record.seq)
+        return record
+
+    def _append_action(self, kind: str, author: str, body: bytes) -> ActionRecord:
+        record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
+        try:
+            self._journal.append_action(record)
+        except JournalError as error:
+            _log.error("journal: %s", error)
+            raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
+        for fold in self._folds.get(kind, ()):
+            fold(record)
         return record
 
     def actions(self, kind: str) -> list[ActionRecord]:
@@ -762,11 +803,95 @@ class Service:
                 **manifest.policy.as_dict(),
                 "metrics": dict(manifest.metrics),
                 "versions": dict(manifest.versions),
-                "shadow": [],
+                "shadow": self.models.shown(),
+                "changing": self.models.changing,
                 "users": users,
                 "journal_records": records,
             }
         )
+
+    # ---- another model
+
+    def change_model(self, body: bytes, author: str) -> bytes:
+        """Promote, roll back, begin or end a challenge -> the model in force. Raises RequestError."""
+        self.models.change(body, author)
+        return self.model()
+
+    def new_engine(self, bundle: Bundle) -> Engine:
+        """An engine beside the one in force, on this journal.
+
+        Raises:
+            RunError: the bundle reads or stores transactions in another way.
+            BundleError: its graphs cannot be loaded.
+            JournalError: nothing can be stored.
+        """
+        require_same_fields(bundle.manifest, self.engine.bundle.manifest)
+        with self._lock:
+            self._require_ready()
+            _note_context(self._journal, bundle)
+        return Engine(bundle, self._journal, self._identifiers, self._limits)
+
+    def bind_rules(self, engine: Engine) -> None:
+        """Give an engine the rules and lists as they are now; later ones come with `put_in_force`.
+
+        Raises RunError where a rule that can be evaluated now could not be any more.
+        """
+        with self._lock:
+            actions = self._journal.actions(KINDS)
+            before = {rule.name for rule in self.engine.rules.rules.values() if rule.broken}
+        engine.rules = RuleBook.as_of(engine.bundle.manifest, self._identifiers, actions)
+        for name, why in engine.rules.broken().items():
+            if name not in before:
+                raise RunError(f"the rule {name} does not fit it, and would not be evaluated any more: {why}")
+
+    def catch_up(self, engine: Engine) -> CatchUp:
+        """Begin to bring an engine into step with the journal. Raises RunError where the service is closed meanwhile."""
+        folders = shadow_folder(self._state, engine.bundle.id), self._state
+        return CatchUp(engine, self._journal, folders, self.rest, len(self.engine.users.slots))
+
+    def challenge(self, engine: Engine) -> Challenger:
+        """Let an engine score in shadow."""
+        every, records = self._snapshot_every, self._snapshot_records
+        policy_of, settings = self._policies.get, self._shadow
+        return Challenger(engine, self._journal, self._state, policy_of, settings, every, records)
+
+    def rest(self, seconds: float) -> None:
+        """Give up the processor, for work beside scoring. Raises RunError where the service is being closed."""
+        if self._closing.wait(seconds):
+            raise RunError("the service is stopping")
+
+    def put_in_force(self, ready: CatchUp, author: str, body: bytes) -> Engine:
+        """Let an engine that has its rules change places with the one in force, between two transactions.
+
+        Returns:
+            the engine that was in force; nobody uses it any more.
+
+        Raises:
+            RunError, ModelError, JournalError, RequestError: nothing is changed, but `ready` is of no use any more.
+        """
+        engine = ready.engine
+        with self._snapshotting:  # a snapshot that is being taken reads the engine in force
+            ready.follow_to(CLOSE)
+            with self._lock:
+                self._require_ready()
+                ready.finish()
+                old = self.engine
+                for action in self._journal.actions(KINDS, engine.rules.seq):
+                    engine.rules.fold(action)
+                engine.rules.count_on(old.rules)
+                engine.control = open_control(self._journal, engine.bundle)
+                record = self._append_action(MODEL_ACTION, author, body)
+                self._policies[engine.bundle.id] = engine.policy
+                self.engine = engine
+                self.desk = Desk(self, engine, self._limits, self._state)
+                if self._measures is not None:
+                    self._measures.use(engine.bundle.manifest)
+                self._recovered()
+                self._snapshot_wanted = True
+        if self._snapshotter is not None:
+            self._snapshotter.soon()
+        self._wait_durable(record.seq)
+        return old
 
     def ready(self) -> bool:
         """Whether a transaction posted now would get an answer, a degraded one included."""
