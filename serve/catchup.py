@@ -72,6 +72,8 @@ class CatchUp:
         else:
             engine.remember(())
             engine.users.make_room(users)
+        self.seq = since
+        """Of the last record that is in memory."""
         self._follower = Follower(journal, since)
         engine.memory.stored.lookup = self._follower
 
@@ -79,14 +81,9 @@ class CatchUp:
         self.engine.remember(self._paced(pieces))
 
     @property
-    def seq(self) -> int:
-        """Of the last record that is in memory."""
-        return self._follower.seq
-
-    @property
     def behind(self) -> int:
         """Records that are not in memory yet."""
-        return self._journal.last_seq - self._follower.seq
+        return self._journal.last_seq - self.seq
 
     def advance(self, most: int = BLOCK) -> Folded:
         """Fold the next records, at most so many.
@@ -106,6 +103,7 @@ class CatchUp:
                 if not np.all((probability >= 0) & (probability <= 1)):  # so with NaN
                     raise ModelError("the graph gave something that is no probability")
                 folded = Folded(folded.records, folded.transactions + some, np.append(folded.probability, probability))
+        self.seq = self._follower.seq
         self._breathe()
         return folded
 
@@ -130,6 +128,7 @@ class CatchUp:
             while records := self._follower.next(BLOCK):
                 for record in records:
                     self.engine.replay(record, self._reads_alike)
+                self.seq = self._follower.seq
 
     def close(self) -> None:
         """Let the journal's index go."""

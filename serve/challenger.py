@@ -102,6 +102,8 @@ class Challenger:
             note_since(self._folder, since)
         self._since = since
         self._catchup: CatchUp | None = None
+        self._seq = 0
+        """Of the last record that is in memory, and its score among the scores."""
         self._snapshot_seq = 0
         self._snapshot_at = time.monotonic()
         self._stopping = threading.Event()
@@ -113,8 +115,7 @@ class Challenger:
     @property
     def behind(self) -> int:
         """Records that it has not come to."""
-        catchup = self._catchup
-        return self._journal.last_seq - (0 if catchup is None else catchup.seq)
+        return self._journal.last_seq - self._seq
 
     @property
     def in_step(self) -> bool:
@@ -166,7 +167,7 @@ class Challenger:
     def _run(self) -> None:
         try:
             self._catchup = CatchUp(self.engine, self._journal, (self._folder, self._state), self._stopping.wait)
-            self._snapshot_seq = self._catchup.seq
+            self._snapshot_seq = self._seq = self._catchup.seq
             while not self._stopping.is_set():
                 behind = self.behind
                 if not behind:
@@ -174,6 +175,7 @@ class Challenger:
                     continue
                 folded = self._catchup.advance()
                 self._scores.append(self._rows(folded, behind))
+                self._seq = self._catchup.seq
                 if self._snapshot_due():
                     self._try_snapshot()
         except Exception as error:  # of any kind: it is alone with it
