@@ -39,6 +39,7 @@ COMMANDS = {
     "load": Command("serve.commands", "load", "Backfill a service's state with history and its labels."),
     "serve": Command("serve.commands", "serve", "The scoring service."),
     "keys": Command("serve.commands", "keys", "Make, list and revoke the service's API keys."),
+    "models": Command("serve.model_commands", "models", "Models in a folder: add, compare, promote, roll back."),
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),

@@ -2,6 +2,7 @@
 
 bundles/ID/        a bundle under its content id, as it was added; never changed afterwards, but for its signatures
 attached/ID/NAME   what else is known of a model, such as the gate's result; not part of its content
+cards/ID.md        its card for people, written again whenever something is done to it (see `card`)
 events.jsonl       the truth: every addition, promotion, rollback, challenge and withdrawal (see `modelevents`)
 
 Readers need no lock, and any number of processes may write. A bundle is verified where it will lie before it has its
@@ -16,8 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from seqfraud import card
 from seqfraud.bundle import FILES, MANIFEST, Bundle, open_bundle
-from seqfraud.errors import BundleError, RegistryError
+from seqfraud.errors import BundleError, RegistryError, SeqfraudError
 from seqfraud.files import replaced_file
 from seqfraud.modelevents import Action, Event, EventLog, Standing, alone, iso, sync_folder
 from seqfraud.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
@@ -25,6 +27,7 @@ from seqfraud.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 EVENTS = "events.jsonl"
 BUNDLES = "bundles"
 ATTACHED = "attached"
+CARDS = "cards"
 PREFIX = 8
 """Digits of an id that are enough to name a model, where no other begins with them."""
 _UNFINISHED = ".add-"
@@ -200,6 +203,7 @@ class Registry:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        self._write_cards([model])
         return file
 
     def attached(self, model: str) -> dict[str, Path]:
@@ -207,6 +211,12 @@ class Registry:
         self.path(model)
         files = (self.folder / ATTACHED / model).glob("*")
         return {file.name: file for file in sorted(files) if _NAME.fullmatch(file.name)}
+
+    def card(self, model: str) -> str:
+        """A model's card in Markdown, as of now. Raises BundleError too."""
+        bundle = self.open(model)
+        files = {name: file.read_bytes() for name, file in self.attached(model).items()}
+        return card.card(bundle, self.standing(), self.events(), files)
 
     # ---- inside
 
@@ -216,9 +226,23 @@ class Registry:
 
     def _write(self, action: Action, author: str, reason: str, model: str) -> Event:
         self._require()
-        return self._log.write(
+        event = self._log.write(
             lambda standing: Event(iso(self._clock()), author, action, model, reason, standing.champion)
         )
+        self._write_cards([one for one in {model, event.before} if one is not None and card.concerns(event, one)])
+        return event
+
+    def _write_cards(self, models: list[str]) -> None:
+        """What they say now; of a model whose bundle cannot be opened no card is left, so that none is stale."""
+        folder = self.folder / CARDS
+        for model in models:
+            file = folder / f"{model}.md"
+            try:
+                folder.mkdir(exist_ok=True)
+                with alone(folder), replaced_file(file) as temporary:
+                    temporary.write_text(self.card(model), encoding="utf-8")
+            except (OSError, SeqfraudError):
+                file.unlink(missing_ok=True)
 
     def _copy(self, opened: Bundle, source: Path, to: Path) -> None:
         """The bytes that were checked, on disk."""

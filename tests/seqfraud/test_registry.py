@@ -400,8 +400,41 @@ def test_what_is_attached_is_kept_by_the_model_and_changes_no_id(registry: Regis
     assert registry.attached(abc[0]) == {}
     registry.attach(abc[0], "gate.json", b"{}")
     registry.attach(abc[0], "monitor-2024-01-01.html", b"<p>")
-    file = registry.attach(abc[0], "gate.json", b'{"passes": true}')
-    assert file.read_bytes() == b'{"passes": true}'
+    file = registry.attach(abc[0], "gate.json", b'{"passed": true}')
+    assert file.read_bytes() == b'{"passed": true}'
     assert list(registry.attached(abc[0])) == ["gate.json", "monitor-2024-01-01.html"]
     assert registry.attached(abc[1]) == {}
     assert registry.open(abc[0]).id == abc[0]
+
+
+# --- Cards
+
+
+def test_the_card_of_every_model_that_an_event_concerns_is_written_again(registry: Registry, abc: list[str]) -> None:
+    def on_disk(model: str) -> str:
+        return (registry.folder / "cards" / f"{model}.md").read_text()
+
+    a, b, _ = abc
+    assert "| role | in the registry |" in on_disk(a)
+    registry.promote(a, "ann", WHY)
+    assert "| role | champion |" in on_disk(a)
+    registry.challenge(b, "ann", "newer")
+    assert "| role | challenger |" in on_disk(b)
+    registry.promote(b, "ann", WHY)
+    assert "| role | champion |" in on_disk(b)
+    assert f"replaced by {b} | ann | {WHY} |" in on_disk(a)
+    registry.rollback("bob", "too many declined")
+    assert f"champion again, after {b} | bob | too many declined |" in on_disk(a)
+    assert "| role | in the registry |" in on_disk(b)
+    registry.attach(b, "gate.json", b'{"passed": false, "champion": "the first"}')
+    assert "It did not pass against the first." in on_disk(b)
+    for model in abc:
+        assert on_disk(model) == registry.card(model)
+
+
+def test_a_bundle_that_cannot_be_opened_can_be_withdrawn_and_has_no_card(registry: Registry, abc: list[str]) -> None:
+    registry.challenge(abc[0], "ann", WHY)
+    (registry.path(abc[0]) / STEP).write_bytes(b"another")
+    registry.withdraw(abc[0], "ann", "it is damaged")
+    assert not registry.challengers
+    assert not (registry.folder / "cards" / f"{abc[0]}.md").exists()
