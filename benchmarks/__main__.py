@@ -13,6 +13,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
     "http_floor": (["benchmarks.http_floor"], None),
     "identifiers": (["benchmarks.identifiers"], None),
     "journal": (["benchmarks.journal"], None),
+    "metrics": (["benchmarks.metrics"], None),
     "outbox": (["benchmarks.outbox"], None),
     "overload": (["benchmarks.overload"], None),
     "preparation": (["benchmarks.preparation"], None),

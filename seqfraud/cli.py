@@ -43,6 +43,7 @@ COMMANDS = {
     "rules": Command("serve.rule_commands", "rules", "Test a rule against a journal."),
     "repair": Command("serve.commands", "repair", "Say whether a journal is whole; cut what is not."),
     "replay": Command("serve.commands", "replay", "Stream a file through a running service."),
+    "labels": Command("serve.label_commands", "labels", "Say in bulk what was fraud."),
 }
 
 

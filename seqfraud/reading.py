@@ -134,6 +134,60 @@ def read_transactions(path: Path, schema: Schema, data: DataConfig | None = None
     return table, problems
 
 
+@dataclass(frozen=True)
+class LabelColumns:
+    """Which column of a file of labels is what; `known_at` None: it does not say since when they are known."""
+
+    transaction: str = "transaction_id"
+    is_fraud: str = "is_fraud"
+    known_at: str | None = "known_at"
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """N rows of a file of labels: ids as texts, `is_fraud` int8 [N], `known_at` (ms) int64 [N], each MISSING where empty."""
+
+    ids: Coded
+    is_fraud: npt.NDArray[np.int8]
+    known_at: Int64
+
+    def __len__(self) -> int:
+        return len(self.is_fraud)
+
+
+def read_labels(path: Path, columns: LabelColumns, unit: TimeUnit) -> LabelRows:
+    """Read a CSV or Parquet file of labels, or a folder of them, in file order.
+
+    Raises:
+        DataError: a file or a column is missing, or a row says what is no label: its number, and what was seen.
+    """
+    wanted = tuple(c for c in (columns.transaction, columns.is_fraud, columns.known_at) if c is not None)
+    source = _open(path, wanted, set(wanted))
+
+    def refuse(rows: Mask, column: str, raw: pa.ChunkedArray, expected: str) -> None:
+        if rows.any():
+            row = int(np.flatnonzero(rows)[0])
+            raise DataError(f"{path}: row {row + 1}: {column}: {_shown(raw[row]):.80}; expected {expected}")
+
+    raw = source(columns.transaction)
+    ids = _coded(raw, path, columns.transaction)
+    refuse(ids.codes == MISSING, columns.transaction, raw, "the id of a transaction")
+    raw = source(columns.is_fraud)
+    figures, bad = _floats(_true_as_one(raw), path, columns.is_fraud)
+    unsaid = np.isnan(figures) & ~bad
+    refuse(bad | ~(unsaid | (figures == 0) | (figures == 1)), columns.is_fraud, raw, "1, 0, true, false or nothing")
+    labels = np.where(unsaid, MISSING, figures).astype(np.int8)
+    known = np.full(len(labels), MISSING, dtype=np.int64)
+    if columns.known_at is not None:
+        raw = source(columns.known_at)
+        empty = _nulls(raw)
+        if not empty.all():
+            known, bad = _times(raw, unit, path, columns.known_at)
+            refuse(bad & ~empty, columns.known_at, raw, "a time, by its unit")
+            known[empty] = MISSING
+    return LabelRows(ids, labels, known)
+
+
 Source = Callable[[str], pa.ChunkedArray]
 
 

@@ -6,7 +6,7 @@ from the owner, and of the sources of labels only a few plain words are told apa
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,8 @@ class HeardLabel:
 class Measures:
     """What scoring and labels count, under the service's lock; `answered` is for any thread."""
 
-    def __init__(self, registry: Registry, manifest: Manifest) -> None:
+    def __init__(self, registry: Registry, manifest: Manifest, causes: Iterable[str]) -> None:
+        """Declare all of it; `causes` are those for which a transaction may not be scored."""
         stages = registry.histogram(
             "seqfraud_stage_seconds",
             "Time in a stage: decode, wait and encode of a request, the others of a transaction.",
@@ -107,9 +108,10 @@ class Measures:
         self.conflicts = registry.counter(
             "seqfraud_transactions_conflicting_total", "Refused: the same id with other content."
         ).of()
-        self._failures = registry.counter(
+        failures = registry.counter(
             "seqfraud_scoring_failures_total", "Transactions that the model or the journal could not take.", ("cause",)
         )
+        self._failures = {cause: failures.of(cause) for cause in causes}
         self._unseen = registry.counter(
             "seqfraud_categories_unseen_total",
             "Values that the model's vocabulary lacks, missing ones too.",
@@ -150,7 +152,7 @@ class Measures:
 
     def failed(self, cause: str) -> None:
         """A transaction could not be scored."""
-        self._failures.of(cause).value += 1
+        self._failures[cause].value += 1
 
     def answered(self, decode: float, wait: float, encode: float) -> None:
         """A request for scores was answered; seconds."""

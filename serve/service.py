@@ -195,7 +195,7 @@ class Service:
         return outbox
 
     def _measured(self, registry: Registry) -> Measures:
-        measures = Measures(registry, self.engine.bundle.manifest)
+        measures = Measures(registry, self.engine.bundle.manifest, self.degraded_answers)
         declare_state(
             registry,
             self._figures,
