@@ -195,6 +195,8 @@ def serve(
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
+    With --registry the registry's champion answers, and POST /v1/model lets another model come into force.
+
     Example: seqfraud serve --bundle bundle --state state --port 8000
     """
     from serve.keys import Keyring

@@ -38,6 +38,7 @@ from serve.catchup import CLOSE, CatchUp
 from serve.challenger import Challenger
 from serve.decoding import decode_object
 from serve.engine import Engine
+from serve.metrics import Registry as Metrics
 from serve.records import ActionRecord
 
 __all__ = ["MODEL", "ChangeModel", "Models"]
@@ -146,6 +147,30 @@ class Models:
     def shown(self) -> list[ModelInShadow]:
         """How the challengers stand."""
         return [challenger.shown() for challenger in self.challengers.values()]
+
+    def declare(self, metrics: Metrics) -> None:
+        """What is read of models at a scrape."""
+        metrics.counter(
+            "seqfraud_model_swaps_total", "Models that came into force while it ran.", read=lambda: self.swaps
+        )
+        metrics.gauge(
+            "seqfraud_shadow_behind_records", "Records a challenger has not come to.", ("model",), self._each("behind")
+        )
+        metrics.counter(
+            "seqfraud_shadow_scored_total", "Live transactions a challenger scored.", ("model",), self._each("scored")
+        )
+        metrics.counter(
+            "seqfraud_shadow_dropped_total", "Scores of it that were dropped.", ("model",), self._each("dropped")
+        )
+        metrics.gauge(
+            "seqfraud_shadow_stopped",
+            "1 where a challenger stopped, since it failed.",
+            ("model",),
+            lambda: {(one.model,): int(one.state == "stopped") for one in self.shown()},
+        )
+
+    def _each(self, field: str) -> Callable[[], dict[tuple[str, ...], float]]:
+        return lambda: {(one.model,): getattr(one, field) for one in self.shown()}
 
     # ---- changes
 

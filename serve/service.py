@@ -205,6 +205,7 @@ class Service:
             self.degraded_answers,
             self._state,
         )
+        self.models.declare(registry)
         return measures
 
     def _figures(self) -> Figures:
