@@ -20,6 +20,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
     "reasons": (["benchmarks.reasons"], None),
     "restart": (["benchmarks.restart"], None),
     "rules": (["benchmarks.rules"], None),
+    "shadow": (["benchmarks.shadow"], None),
     "snapshot": (["benchmarks.snapshot"], None),
     "stream_parity_handbook": (["benchmarks.stream_parity"], "handbook.parquet"),
     "stream_parity_sparkov_gen": (
@@ -29,6 +30,7 @@ RUNS: dict[str, tuple[list[str], str | None]] = {
         ],
         "sparkov_gen.parquet",
     ),
+    "swap": (["benchmarks.swap"], None),
 }  # fmt: skip
 
 

@@ -410,14 +410,19 @@ def call(app: Any, sent: Sent) -> tuple[int, bytes]:
 
 def sizes_of(service: Service) -> tuple[int, ...]:
     """How much of everything a service has in memory and in its journal."""
-    labels, memory = service._labels, service._memory
-    parts = (service._users.slots, service._context.rows, labels.heap, memory.early)
+    labels, memory = service.engine.labels, service.engine.memory
+    parts = (service.engine.users.slots, service.engine.context.rows, labels.heap, memory.early)
     return (*map(len, parts), labels.open.end, labels._head, service.journal.last_seq)
 
 
 def digest_of(service: Service) -> str:
     """Of everything that a service has in memory and in its log."""
-    users, context, labels, memory = service._users, service._context, service._labels, service._memory
+    users, context, labels, memory = (
+        service.engine.users,
+        service.engine.context,
+        service.engine.labels,
+        service.engine.memory,
+    )
     digest = hashlib.blake2b(repr((users.names, context.names, memory.early, sorted(labels.heap))).encode())
     for array in users.arrays.values():
         digest.update(array[: len(users.slots)].tobytes())

@@ -76,7 +76,9 @@ def receivers() -> Iterator[dict[str, int]]:
 def measure(bundle: Bundle, state: Path, webhook: WebhookSettings | None, count: int) -> tuple[list[float], int]:
     """Microseconds of each transaction, and how many events were delivered meanwhile."""
     with Service(bundle, state, webhook=webhook, snapshot_every=None) as service:
-        service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0))
+        service.engine.policy = replace(
+            service.engine.policy, thresholds=replace(service.engine.policy.thresholds, review=0.0)
+        )
         took = []
         for n in range(count):
             row = {"id": f"t{n}", "user": f"u{n % 500}", "time": START + n * 1000, "amount": 5.0, "kind": "food",

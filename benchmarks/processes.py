@@ -31,9 +31,9 @@ def command_json(*args: object) -> Any:
     return json.loads(subprocess.run([SEQFRAUD, *words], stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
 
 
-def start_service(bundle: Path, state: Path, *options: str) -> subprocess.Popen[str]:
-    """A service process on a free port; `address` waits until it answers."""
-    words = ["serve", "--bundle", str(bundle), "--state", str(state), "--port", "0", *options]
+def start_service(bundle: Path, state: Path, *options: str, models: str = "--bundle") -> subprocess.Popen[str]:
+    """A service process on a free port; `address` waits until it answers. With `models` "--registry", `bundle` is one."""
+    words = ["serve", models, str(bundle), "--state", str(state), "--port", "0", *options]
     return subprocess.Popen([SEQFRAUD, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 

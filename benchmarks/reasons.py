@@ -87,7 +87,7 @@ def one_round(bundle: Bundle, folder: Path, posted: list[bytes]) -> tuple[dict[s
         thresholds = Thresholds(is_fraud=0.6, review=review, decline=NEVER)
         asked = replace(bundle, manifest=replace(bundle.manifest, policy=Policy(thresholds)))
         services[name] = Service(asked, folder / name, snapshot_every=None)
-    services["without_reasons"]._explainer.reasons = lambda situation: []  # type: ignore[method-assign]
+    services["without_reasons"].engine.explainer.reasons = lambda situation: []  # type: ignore[method-assign]
     seconds: dict[str, list[float]] = {name: [] for name in services}
     counts = []
     for number, body in enumerate(posted):
@@ -105,13 +105,13 @@ def one_round(bundle: Bundle, folder: Path, posted: list[bytes]) -> tuple[dict[s
 
 def explanations(service: Service, posted: list[bytes]) -> list[tuple[float, float]]:
     """Microseconds of some explanations, and of those how many the service's lock is held."""
-    explain, unlocked = service._explainer.explain, [0.0]
+    explain, unlocked = service.engine.explainer.explain, [0.0]
 
     def noted(situation: Situation) -> Any:
         unlocked[0] = time.thread_time()
         return explain(situation)
 
-    service._explainer.explain = noted  # type: ignore[method-assign]
+    service.engine.explainer.explain = noted  # type: ignore[method-assign]
     out = []
     for body in posted[-EXPLAINED:]:
         identity, began = json.loads(body)["id"], time.thread_time()

@@ -81,7 +81,11 @@ def verify_bundle(path: Path, trusted: TrustedKeys | None = None) -> dict[str, F
         BundleError: a file is missing, changed or not what the manifest says, or a graph does not run.
         ParityError: a graph computes something else than the trained model; the message has the figures.
     """
-    bundle = open_bundle(path, trusted)
+    return verify_opened(open_bundle(path, trusted))
+
+
+def verify_opened(bundle: Bundle) -> dict[str, Figures]:
+    """Check the graphs of an open bundle as `verify_bundle` does; raises the same."""
     passed: dict[str, Figures] = {}
     try:
         for name, figures in _checks(bundle):
@@ -92,7 +96,9 @@ def verify_bundle(path: Path, trusted: TrustedKeys | None = None) -> dict[str, F
         if not (isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")):
             raise
         after = f"after {len(passed)} checks that passed" if passed else "at the first check"
-        raise BundleError(f"{path}: onnxruntime cannot run a graph, {after}: {str(error).splitlines()[0]}") from error
+        raise BundleError(
+            f"{bundle.path}: onnxruntime cannot run a graph, {after}: {str(error).splitlines()[0]}"
+        ) from error
     return passed
 
 

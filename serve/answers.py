@@ -12,6 +12,7 @@ from seqfraud.policy import Decision, Thresholds
 from seqfraud.schema import Schema
 
 __all__ = [
+    "Agreement",
     "Alert",
     "AlertChange",
     "AlertDetail",
@@ -28,6 +29,7 @@ __all__ = [
     "GivenLabel",
     "LabelCounts",
     "ModelInForce",
+    "ModelInShadow",
     "OutboxState",
     "PastEvent",
     "Reason",
@@ -271,6 +273,28 @@ class UserHistory(msgspec.Struct):
     events: list[UserEvent]
 
 
+class Agreement(msgspec.Struct):
+    """How far a challenger agrees with the models that answered, over what it scored."""
+
+    decisions: Annotated[
+        float, _said("Share of equal decisions, rules and lists left out on both sides.", minimum=0, maximum=1)
+    ]
+    correlation: Annotated[float | None, _said("Of the probabilities; null where one of them does not vary.")]
+    mean_absolute_difference: Annotated[float, _said("Of the probabilities.", minimum=0, maximum=1)]
+
+
+class ModelInShadow(msgspec.Struct):
+    """A challenger: it scores what the model in force scores, and answers nobody."""
+
+    model: str
+    state: Literal["catching up", "in step", "stopped"]
+    behind: Annotated[int, _said("Records of the journal that it has not come to.", minimum=0)]
+    scored: Annotated[int, _said("Live transactions that it scored.", minimum=0)]
+    dropped: Annotated[int, _said("Those whose scores were dropped, since it was too far behind.", minimum=0)]
+    agreement: Agreement | None
+    why: Annotated[str, _said("Why it stopped; empty where it did not.")]
+
+
 class ModelInForce(msgspec.Struct):
     """The bundle that scores, and how much it has seen."""
 
@@ -285,7 +309,8 @@ class ModelInForce(msgspec.Struct):
     decision: Annotated[dict[str, Any], _said("What decides: `by`, and its numbers.")]
     metrics: dict[str, Any]
     versions: Annotated[dict[str, str], _said("Of the libraries that made the bundle.")]
-    shadow: Annotated[list[str], _said("Challengers; none for now.")]
+    shadow: Annotated[list[ModelInShadow], _said("Challengers.")]
+    changing: Annotated[str, _said("The change of models that goes on; empty where none does.")]
     users: Annotated[int, _said("Users in memory.", minimum=0)]
     journal_records: Annotated[int, _said("Transactions and labels accepted so far.", minimum=0)]
 

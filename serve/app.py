@@ -22,12 +22,11 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, quote_from_bytes, unquote_to_bytes
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
-from seqfraud.bundle import Bundle
 from seqfraud.errors import RequestError
 from serve.answers import refusal_body
-from serve.decoding import TransactionDecoder
 from serve.description import Description
 from serve.desk import Desk
+from serve.engine import Engine
 from serve.hug_compat import falcon, hug
 from serve.keys import Keyring
 from serve.limits import RateLimiter
@@ -63,13 +62,11 @@ _Handler = TypeVar("_Handler", bound=Callable[..., bytes | Text])
 class ServiceLike(Protocol):
     """What the edge needs: JSON bytes in, JSON bytes out, called from several threads at a time.
 
-    `bundle` is the one in force and `decoder` the one of its transactions: the description of the API is made from them when
-    it is first asked for.
+    `engine` is that of the bundle in force: the description of the API is made from it when it is first asked for.
     Every method raises `RequestError` for what it refuses; anything else is a bug, and a 500.
     """
 
-    bundle: Bundle
-    decoder: TransactionDecoder
+    engine: Engine
     desk: Desk
 
     def score(self, body: bytes) -> bytes:
@@ -107,6 +104,9 @@ class ServiceLike(Protocol):
 
     def model(self) -> bytes:
         """The bundle in force and the challengers in shadow."""
+
+    def change_model(self, body: bytes, author: str) -> bytes:
+        """Promote, roll back, begin or end a challenge -> as `model`, when it is done."""
 
     def ready(self) -> bool:
         """Whether a transaction posted now would get an answer."""
@@ -183,6 +183,10 @@ def create_app(
     def model(request: Any) -> bytes:
         return service.model()
 
+    @route("POST", "/v1/model")
+    def change_model(request: Any) -> bytes:
+        return service.change_model(_read_json(request.env, max_body_bytes), _author(request))
+
     @route("GET", "/v1/rules")
     def rules(request: Any) -> bytes:
         return service.desk.rules()
@@ -251,15 +255,15 @@ def create_app(
 
     @route("GET", "/openapi.json")
     def openapi(request: Any) -> Page:
-        return description.of(service.bundle, service.decoder).document
+        return description.of(service.engine).document
 
     @route("GET", "/docs")
     def docs(request: Any) -> Page:
-        return description.of(service.bundle, service.decoder).page
+        return description.of(service.engine).page
 
     @route("GET", "/docs/style.css")
     def style(request: Any) -> Page:
-        return description.of(service.bundle, service.decoder).style
+        return description.of(service.engine).style
 
     return _finish(api)
 

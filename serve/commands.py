@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import typer
 
-from seqfraud.bundle import open_bundle
+from seqfraud.bundle import Bundle, open_bundle
 from seqfraud.commands import TrustedKeysOption, trusted_keys
 from seqfraud.config import format_instant, parse_duration, parse_instant
 from seqfraud.console import bar, print_cleaning, print_json
-from seqfraud.errors import ConfigError, RunError
+from seqfraud.errors import ConfigError, RegistryError, RunError
+from seqfraud.registry import Registry
 
 BundleOption = Annotated[Path, typer.Option(help="A bundle folder.")]
 SettingsOption = Annotated[Path | None, typer.Option(help="TOML file with the service's settings.")]
@@ -169,8 +170,11 @@ def load(
 
 
 def serve(
-    bundle: BundleOption,
     state: StateOption,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle folder; or --registry.")] = None,
+    registry: Annotated[
+        Path | None, typer.Option(help="A registry of models: its champion answers, its challengers score in shadow.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not set.", min=0, max=65535)] = None,
     settings: SettingsOption = None,
@@ -191,11 +195,13 @@ def serve(
 ) -> None:
     """The scoring service: POST /v1/score, and the rest of the HTTP interface.
 
+    With --registry the registry's champion answers, and POST /v1/model lets another model come into force.
+
     Example: seqfraud serve --bundle bundle --state state --port 8000
     """
     from serve.keys import Keyring
     from serve.logs import AccessLog, configure_logs
-    from serve.metrics import Registry
+    from serve.metrics import Registry as Measured
     from serve.server import Door, serve_forever
     from serve.service import Service
     from serve.settings import load_settings
@@ -212,10 +218,15 @@ def serve(
         without_keys=access.without,
         tls=given.tls,
         access=AccessLog(writer) if log.access else None,
-        metrics=Registry(),
+        metrics=Measured(),
     )
     signers = given.bundle.trusted_keys if trusted is None else str(trusted)
-    opened = open_bundle(bundle, trusted_keys(None if signers is None else Path(signers)))
+    signed_by = trusted_keys(None if signers is None else Path(signers))
+    folder = registry or (Path(given.bundle.registry) if given.bundle.registry and bundle is None else None)
+    if (bundle is None) == (folder is None):
+        raise ConfigError("serve: expected --bundle or --registry, one of them")
+    models = None if folder is None else Registry(folder, signed_by)
+    opened = _champion(models) if models is not None else open_bundle(bundle or Path(), signed_by)
     key = given.identifiers.key_file(identifier_key)
 
     def make_service() -> Service:
@@ -229,11 +240,21 @@ def serve(
             identifier_key=key,
             webhook=given.webhook,
             metrics=door.metrics,
+            registry=models,
+            shadow=given.shadow,
         )
 
     code = serve_forever(make_service, server, door, given.overload, given.limits)
     if code:
         raise typer.Exit(code)
+
+
+def _champion(registry: Registry) -> Bundle:
+    """The bundle that a registry says is to be served. Raises RegistryError where it names none."""
+    champion = registry.champion
+    if champion is None:
+        raise RegistryError(f"{registry.folder}: there is no champion yet; see `seqfraud models promote`")
+    return registry.open(champion)
 
 
 def keys(

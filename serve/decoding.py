@@ -12,7 +12,7 @@ import re
 import time as clock_time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
@@ -156,6 +156,7 @@ class Transaction:
         categories: C vocabulary ids.
         entities: E canonical texts, None where missing.
         content: identifies the declared content without the id.
+        decoder: whose categories they are.
     """
 
     id: str
@@ -168,6 +169,7 @@ class Transaction:
     amount: float
     content: bytes
     raw: bytes
+    decoder: "TransactionDecoder" = field(compare=False, repr=False)
 
 
 class TransactionDecoder:
@@ -223,6 +225,11 @@ class TransactionDecoder:
         """One that was accepted once, perhaps with another bundle: what only this one's policy refuses is taken."""
         return self._transaction(self._parsed(record.raw, self._stored_json), record)
 
+    def decode_again(self, transaction: Transaction) -> Transaction:
+        """One that another bundle's decoder had decoded, over the same declared fields. Raises RequestError."""
+        again = self._transaction(self._parsed(transaction.raw, self._json), transaction)
+        return replace(again, shown_id=transaction.shown_id)
+
     def amount_of(self, transaction: Transaction) -> float | None:
         """The amount as it was posted: NaN where a transaction has none, None where the schema knows of none."""
         return None if self._amount is None else transaction.numbers[self._amount]
@@ -275,7 +282,7 @@ class TransactionDecoder:
             raise _refused(column, f"{text!r:.{SHOWN}}", self._words[column]) from None
         return cast(int | float, number)
 
-    def _transaction(self, row: Any, record: TransactionRecord | None) -> Transaction:
+    def _transaction(self, row: Any, record: TransactionRecord | Transaction | None) -> Transaction:
         """What the scorer needs of a decoded row; what identifies it is in its record, where there is one."""
         seen = getattr(row, self._time)
         time = self._time_of(seen)
@@ -308,6 +315,7 @@ class TransactionDecoder:
             amount=0.0 if math.isnan(amount) else amount,
             content=content,
             raw=raw,
+            decoder=self,
         )
 
     def _hash(self, row: Any, user: str, texts: list[str | None]) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Protocol
 
 import msgspec
 
@@ -11,12 +12,19 @@ from serve.documentation import render
 from serve.openapi import CSS, HTML, JSON, STYLE_PATH, describe
 from serve.pages import Page
 
-__all__ = ["Description", "Pages"]
+__all__ = ["Described", "Description", "Pages"]
 
 _POLICY = (
     "content-security-policy",
     "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 )
+
+
+class Described(Protocol):
+    """Whose API is described."""
+
+    bundle: Bundle
+    decoder: TransactionDecoder
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,11 @@ class Description:
         self._keys_required = keys_required
         self._made: tuple[str, Pages] | None = None
 
-    def of(self, bundle: Bundle, decoder: TransactionDecoder) -> Pages:
+    def of(self, engine: Described) -> Pages:
         """The pages of a bundle. Two threads that come at once may both make them, and the same."""
         made = self._made
-        if made is None or made[0] != bundle.id:
-            made = self._made = (bundle.id, self._make(bundle, decoder))
+        if made is None or made[0] != engine.bundle.id:
+            made = self._made = (engine.bundle.id, self._make(engine.bundle, engine.decoder))
         return made[1]
 
     def _make(self, bundle: Bundle, decoder: TransactionDecoder) -> Pages:

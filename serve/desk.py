@@ -12,11 +12,10 @@ from typing import Protocol
 
 import msgspec
 
-from seqfraud.bundle import Bundle
 from seqfraud.canonical import EARLIEST_MS, LATEST_MS, canonical_text, time_ms
 from seqfraud.errors import RequestError, RunError
-from seqfraud.identifiers import Identifiers
-from serve.decoding import Limits, TransactionDecoder, decode_object
+from serve.decoding import Limits, decode_object
+from serve.engine import Engine
 from serve.expressions import nearest
 from serve.hits import rule_hits
 from serve.lists import NamedList, stored_value
@@ -50,7 +49,6 @@ from serve.rulebook import (
     ListDeleted,
     ListPut,
     Rule,
-    RuleBook,
     RuleChange,
     RuleDefinition,
     RuleDeleted,
@@ -102,6 +100,9 @@ _ENTRY_WORDS = "ISO 8601, or milliseconds since 1970, or null"
 class Office(Protocol):
     """What stores actions: the service."""
 
+    engine: Engine
+    """Of the bundle in force."""
+
     def act(self, kind: str, author: str, body: bytes, require: Callable[[], None] = ...) -> ActionRecord:
         """Store what somebody did and fold it, under the lock."""
 
@@ -115,23 +116,17 @@ class Office(Protocol):
 class Desk:
     """See the module. Every method takes and gives JSON, and raises RequestError for what it refuses."""
 
-    def __init__(
-        self,
-        office: Office,
-        book: RuleBook,
-        bundle: Bundle,
-        identifiers: Identifiers,
-        limits: Limits,
-        decoder: TransactionDecoder,
-        state: Path,
-    ) -> None:
+    def __init__(self, office: Office, engine: Engine, limits: Limits, state: Path) -> None:
+        """`engine`: whose rules they are."""
+        manifest = engine.bundle.manifest
+        self._engine = engine
         self._office = office
-        self._book = book
-        self._schema = bundle.manifest.schema
-        self._window = bundle.manifest.serve.window
-        self._hide = identifiers
+        self._book = engine.rules
+        self._schema = manifest.schema
+        self._window = manifest.serve.window
+        self._hide = engine.identifiers
         self._limits = limits
-        self._decoder = decoder
+        self._decoder = engine.decoder
         self._state = state
         self._testing = threading.Lock()
         self._encode = msgspec.json.Encoder().encode
@@ -207,7 +202,7 @@ class Desk:
         return self._encode(tested)
 
     def _change_rules(self, change: RuleChange, author: str, require: Callable[[], None]) -> None:
-        self._office.act("rule", author, encode_change(change), require)
+        self._act("rule", author, encode_change(change), require)
 
     def _known_rule(self, name: str) -> Rule:
         rule = self._book.rules.get(name)
@@ -321,7 +316,15 @@ class Desk:
         return self._encode(History(name, changes))
 
     def _change_lists(self, change: ListChange, author: str, require: Callable[[], None]) -> None:
-        self._office.act("list", author, encode_change(change), require)
+        self._act("list", author, encode_change(change), require)
+
+    def _act(self, kind: str, author: str, body: bytes, require: Callable[[], None]) -> None:
+        def still() -> None:
+            if self._office.engine is not self._engine:
+                raise RequestError(409, "conflict", "another model came into force meanwhile; ask again")
+            require()
+
+        self._office.act(kind, author, body, still)
 
     def _known_list(self, name: str) -> NamedList:
         held = self._book.lists.get(name)

@@ -84,29 +84,17 @@ class _Said(msgspec.Struct):
 _said = msgspec.json.Decoder(_Said).decode
 
 
-class Index:
-    """An open index. `fold` belongs to one thread, the lookups to another; neither waits for the other."""
+class IndexReader:
+    """Lookups in an index that may be written meanwhile, for one thread. JournalError where the file cannot be read."""
 
     def __init__(self, path: Path) -> None:
         """Open one that is there. sqlite3.Error."""
-        self._writer = _connect(path)
         self._reader = _connect(path)
-        self._writer.execute("PRAGMA journal_mode=WAL")
-        self._writer.execute("PRAGMA synchronous=NORMAL")
         self._reader.execute("PRAGMA query_only=1")
-        self.folded = Folded(*self._reader.execute("SELECT seq, position, head, segment FROM folded").fetchone())
-        """As of the opening."""
 
     def close(self) -> None:
         """Close the file."""
         self._reader.close()
-        self._writer.close()
-
-    def fold(self, batch: Batch) -> None:
-        """Take records in, all or none. sqlite3.Error."""
-        _fold(self._writer, batch)
-
-    # ---- lookups; JournalError where the file cannot be read
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
         try:
@@ -166,6 +154,28 @@ class Index:
             "SELECT position FROM transactions WHERE user = ? ORDER BY time DESC, seq DESC LIMIT ?", user, limit
         )
         return [position for (position,) in rows]
+
+
+class Index(IndexReader):
+    """An open index. `fold` belongs to one thread, the lookups to another; neither waits for the other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open one that is there. sqlite3.Error."""
+        self._writer = _connect(path)
+        self._writer.execute("PRAGMA journal_mode=WAL")
+        self._writer.execute("PRAGMA synchronous=NORMAL")
+        super().__init__(path)
+        self.folded = Folded(*self._reader.execute("SELECT seq, position, head, segment FROM folded").fetchone())
+        """As of the opening."""
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        self._writer.close()
+
+    def fold(self, batch: Batch) -> None:
+        """Take records in, all or none. sqlite3.Error."""
+        _fold(self._writer, batch)
 
 
 def read_folded(path: Path) -> Folded:

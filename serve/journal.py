@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from seqfraud.errors import JournalError, RunError
 from serve.index import Batch, Folded, Index, build_index, open_index
-from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Log, spell_head, sync_folder
+from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Frame, Log, spell_head, sync_folder
 from serve.records import (
     ActionRecord,
     LabelRecord,
@@ -508,6 +508,28 @@ class Journal:
                             yield record
         except (OSError, BadFrameError) as error:
             raise JournalError(f"the log cannot be read: {error}") from error
+
+    # ---- for whoever follows it on a thread of its own, with connections of its own
+
+    def frames(self, position: int) -> Iterator[Frame]:
+        """Every frame from a position to what is the end now. JournalError."""
+        try:
+            yield from self._log.frames(position)
+        except (OSError, BadFrameError) as error:
+            raise JournalError(f"the log cannot be read: {error}") from error
+
+    def position_before(self, seq: int) -> int:
+        """A position of the log, before the frame that holds a sequence number or would."""
+        return self._log.position_before(seq)
+
+    def held(self, identity: str) -> TransactionRecord | None:
+        """The record of a transaction id that the index may not have yet."""
+        return self._tail.by_id.get(identity)
+
+    def held_at(self, seq: int) -> Record | None:
+        """The record of a sequence number that the index may not have yet."""
+        found = self._tail.by_seq.get(seq)
+        return None if found is None else found[0]
 
     def read(self, position: int) -> TransactionRecord:
         """The transaction at a position of the log; for any thread. JournalError."""

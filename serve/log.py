@@ -411,7 +411,9 @@ class Log:
         return next(walk(data[:size], _TRAILER_BYTES, None, position - _TRAILER_BYTES))
 
     def frames(self, position: int) -> Iterator[Frame]:
-        """Every frame from a position (of a frame or a segment) to what is the end now, one segment in memory at a time.
+        """Every frame from a position (of a frame, a segment or the end) to what is the end now.
+
+        At most one segment is in memory at a time, and of the first one nothing before the position.
 
         OSError where a file cannot be read; BadFrameError where one is not whole.
         """
@@ -419,10 +421,12 @@ class Log:
         segments = self._segments[self._index_at(position) :]
         for i, (path, seq, begin) in enumerate(segments):
             size = (segments[i + 1].position if i + 1 < len(segments) else stop) - begin
-            with path.open("rb") as file:
-                data = file.read(size)
-            if len(data) < size:
-                raise BadFrameError(len(data), f"{path.name} has {len(data)} bytes; {size} were written")
-            offset = position - begin
+            offset = max(position - begin, HEADER_BYTES)
             first = None if offset > HEADER_BYTES else seq
-            yield from walk(data, max(offset, HEADER_BYTES), first, begin)
+            start = offset - _TRAILER_BYTES
+            with path.open("rb") as file:
+                file.seek(start)
+                data = file.read(max(size - start, 0))
+            if start + len(data) < size:
+                raise BadFrameError(len(data), f"{path.name} has {start + len(data)} bytes; {size} were written")
+            yield from walk(data, _TRAILER_BYTES, first, begin + start)

@@ -181,7 +181,7 @@ def declare_state(
     registry: Registry,
     figures: Callable[[], Figures],
     ready: Callable[[], bool],
-    rules: RuleBook,
+    rules: Callable[[], RuleBook],
     outbox: Outbox | None,
     degraded: Mapping[str, int],
     state: Path,
@@ -189,6 +189,7 @@ def declare_state(
     """What is read at a scrape: memory, the journal, rules, what leaves for the webhook, the snapshot.
 
     Args:
+        rules: the book in force.
         degraded: degraded answers so far, by cause.
         state: the service's state folder.
     """
@@ -211,19 +212,19 @@ def declare_state(
         "seqfraud_rule_hits_total",
         "How often a rule was true, since it was made, changed or the start.",
         ("rule",),
-        lambda: {(rule.name,): rule.matched for rule in list(rules.rules.values())},
+        lambda: {(rule.name,): rule.matched for rule in list(rules().rules.values())},
     )
     registry.counter(
         "seqfraud_rule_failures_total",
         "How often a rule could not be evaluated.",
         ("rule",),
-        lambda: {(rule.name,): rule.failed for rule in list(rules.rules.values())},
+        lambda: {(rule.name,): rule.failed for rule in list(rules().rules.values())},
     )
     registry.counter(
         "seqfraud_list_hits_total",
         "How often a list decided.",
         ("list",),
-        lambda: {(held.name,): held.matched for held in list(rules.lists.values())},
+        lambda: {(held.name,): held.matched for held in list(rules().lists.values())},
     )
     if outbox is not None:
         registry.gauge(

@@ -40,6 +40,24 @@ class Lookup(Protocol):
         """The record of a sequence number."""
 
 
+class Stored:
+    """The stored transactions that labels are about.
+
+    An object of its own, so that a memory is in no cycle and goes as soon as nobody holds it: it may be large, and what
+    there was at the start is out of the garbage collector's sight.
+    """
+
+    def __init__(self, lookup: Lookup, decoder: TransactionDecoder, context: ContextTable) -> None:
+        self.lookup = lookup
+        self._decoder = decoder
+        self._context = context
+
+    def find(self, seq: int) -> tuple[int, Rows]:
+        """Time and entity rows of a transaction."""
+        transaction = self._decoder.decode_stored(self.lookup.transaction_at(seq))
+        return transaction.time, self._context.rows_of(transaction.entities)
+
+
 @dataclass(slots=True, frozen=True)
 class Taken:
     """A transaction at its place in the arrival order: its entities' rows int64 [E] and what it read of them [K]."""
@@ -60,19 +78,14 @@ class Memory:
         self.decoder = decoder or TransactionDecoder(manifest)
         self.context = ContextTable(manifest.context)
         self.users = UserTable(manifest.graph, manifest.serve.window)
-        self.labels = LabelBook(self.context, self._find)
+        self.stored = Stored(lookup, self.decoder, self.context)
+        self.labels = LabelBook(self.context, self.stored.find)
         self.early: Early = remember(iter(pieces), self.users, self.context, self.labels)
         """Labels of transactions that are not known yet."""
-        self._lookup = lookup
-
-    def _find(self, seq: int) -> tuple[int, Rows]:
-        record = self._lookup.transaction_at(seq)
-        transaction = self.decoder.decode_stored(record)
-        return transaction.time, self.context.rows_of(transaction.entities)
 
     def hear(self, record: LabelRecord) -> None:
         """Let a stored label wait for its time, or for its transaction."""
-        found = self._lookup.seq_of(record.transaction_id)
+        found = self.stored.lookup.seq_of(record.transaction_id)
         if found is None or found[0] > record.seq:
             self.early[record.transaction_id] = (*self.early.get(record.transaction_id, ()), record)
         else:

@@ -40,6 +40,8 @@ SERVICE_SAYS: dict[ModelAction, str] = {
     "withdraw": "withdraw",
 }
 """What POST /v1/model calls it."""
+TIMEOUT_S = 3600.0
+"""A service answers when the model is in step with its journal."""
 
 
 def models(
@@ -239,7 +241,7 @@ def _ask_service(
     from serve.replay import Client
 
     body = {"action": SERVICE_SAYS[action], "reason": reason} | ({"model": given[0]} if given else {})
-    status, answer = Client(url, key_from(key_file)).call("POST", "/v1/model", body)
+    status, answer = Client(url, key_from(key_file), TIMEOUT_S).call("POST", "/v1/model", body)
     if status != 200 or not isinstance(answer, dict):
         error = answer.get("error", {}) if isinstance(answer, dict) else {}
         raise RunError(f"{url}/v1/model: the service answered {status}: {error.get('message', answer)}")

@@ -38,6 +38,7 @@ from serve.decoding import NO_CONTROL_CHARACTERS, Label, Limits, Transaction, Tr
 from serve.desk import NAME
 from serve.keys import ADMIN, LABEL, METRICS, OPEN, SCORE, Roles
 from serve.metrics import CONTENT_TYPE
+from serve.models import ChangeModel
 from serve.outbox import Settling
 from serve.rule_bodies import (
     MAX_ENTRIES,
@@ -235,6 +236,19 @@ OPERATIONS: tuple[Operation, ...] = (
         refusals=(503,),
     ),
     Operation(
+        "POST",
+        "/v1/model",
+        "changeModel",
+        "Operation",
+        "Let another model come into force, or score in shadow",
+        "`promote` and `rollback` bring a model of the service's registry into force, `shadow` lets one score beside it "
+        "and answer nobody, `withdraw` ends that. A model is verified and worked into the history of the journal beside "
+        "the one that answers, which takes as long as it takes: the answer comes when it is done. A change that cannot be "
+        "made changes nothing. One at a time.",
+        "ModelInForce",
+        refusals=(*_POSTED, 404, 409),
+    ),
+    Operation(
         "GET",
         "/v1/rules",
         "getRules",
@@ -422,6 +436,7 @@ ROLES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/outbox"): ADMIN,
     ("POST", "/v1/outbox/dead/{seq}"): ADMIN,
     ("GET", "/v1/model"): SCORE,
+    ("POST", "/v1/model"): ADMIN,
     ("GET", "/v1/rules"): ADMIN,
     ("POST", "/v1/rules/test"): ADMIN,
     ("GET", "/v1/rules/{name}"): ADMIN,
@@ -462,6 +477,7 @@ _OFFSET = {
 _BODIES: dict[str, type[msgspec.Struct]] = {
     "changeAlert": ChangeAlert,
     "settleDeadLetter": Settling,
+    "changeModel": ChangeModel,
     "putRule": RulePosted,
     "deleteRule": Why,
     "testRule": DraftPosted,
@@ -917,6 +933,16 @@ class _Examples:
                 },
             },
             "settleDeadLetter": {"retry": {"summary": "Once more", "value": {"action": "retry"}}},
+            "changeModel": {
+                "promote": {
+                    "summary": "The challenger comes into force",
+                    "value": {"action": "promote", "model": "challenger", "reason": "the gate is passed"},
+                },
+                "rollback": {
+                    "summary": "Back to the one before",
+                    "value": {"action": "rollback", "reason": "too many alerts since this morning"},
+                },
+            },
         }
         self.requests |= _rule_requests(manifest.schema)
         second = msgspec.to_builtins(_example_answer(self._posted["least"], bundle, decoder)) | {"history": 1}

@@ -26,14 +26,14 @@ LABELS = 1000
 class Client:
     """One keep-alive connection to a service; a certificate has to lead to a root that this machine trusts."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, timeout: float = TIMEOUT_S) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RunError(f"--url: {url!r} is not an address such as http://127.0.0.1:8000")
         self._url = url
         secure = parts.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._connection = connect(parts.hostname, parts.port or (443 if secure else 80), timeout=TIMEOUT_S)
+        self._connection = connect(parts.hostname, parts.port or (443 if secure else 80), timeout=timeout)
         self._headers = {"Content-Type": "application/json"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"

@@ -20,13 +20,14 @@ from seqfraud.bundle import Bundle
 from seqfraud.errors import RunError
 from seqfraud.identifiers import Identifiers, read_key
 from serve.answers import Answer
+from serve.engine import context_key
 from serve.identity import CHECK, KEY_FILE
 from serve.journal import Journal
 from serve.log import read_frames
 from serve.memory import Memory
 from serve.offline import Labelled
 from serve.records import ActionRecord, LabelRecord, Note, Record, TransactionRecord, decode_records
-from serve.service import FIELDS, Service, context_key, require_fields
+from serve.service import FIELDS, Service, require_fields
 
 TOLERANCE = 1e-5
 """Of a probability, and of a number of a context relative to its size: the parity of the graphs."""

@@ -154,6 +154,8 @@ class RuleBook:
         self.lists: dict[str, NamedList] = {}
         self.said: dict[str, tuple[int, str, str]] = {}
         """When (ms), by whom and why each list was made."""
+        self.seq = 0
+        """Of the newest action."""
         self.active = False
         """Whether anything can change a decision."""
         self._walked: list[NamedList] = []
@@ -173,6 +175,7 @@ class RuleBook:
 
     def fold(self, action: ActionRecord) -> None:
         """Take in what somebody did."""
+        self.seq = action.seq
         try:
             if action.kind == "rule":
                 self._fold_rule(decode_rule_change(action.body), action)
@@ -253,6 +256,24 @@ class RuleBook:
                     rule.matched += 1
                     found.append(rule)
         return sorted(found, key=lambda rule: (rule.definition.priority, rule.name))
+
+    def broken(self) -> dict[str, str]:
+        """The enabled rules that cannot be evaluated with this bundle, and why."""
+        plan = self._planned()
+        works = {rule.name for group in plan.groups for rule, _ in group.rules}
+        return {
+            rule.name: rule.broken for rule in self.rules.values() if rule.definition.enabled and rule.name not in works
+        }
+
+    def count_on(self, book: "RuleBook") -> None:
+        """Go on with the counts of another book for what both have alike."""
+        for rule in self.rules.values():
+            before = book.rules.get(rule.name)
+            if before is not None and before.at == rule.at:
+                rule.matched, rule.failed = before.matched, before.failed
+        for held in self.lists.values():
+            if held.name in book.lists:
+                held.matched = book.lists[held.name].matched
 
     def _planned(self) -> _Plan:
         """Compile what is enabled; programs of groups that were there before are kept."""

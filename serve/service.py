@@ -6,14 +6,12 @@ The journal is the truth and memory its fold: a transaction changes memory only 
 
 import copy
 import fcntl
-import functools
 import logging
 import os
 import threading
 import time as clock_time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -23,31 +21,35 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.bundle import Bundle
+from seqfraud.bundle import Bundle, Manifest
 from seqfraud.config import format_instant
 from seqfraud.errors import JournalError, ModelError, RequestError, RunError, SeqfraudError
 from seqfraud.identifiers import Identifiers
-from seqfraud.runtime import SequenceGraph, StepGraph, initial_states
+from seqfraud.registry import Registry as ModelRegistry
 from serve.alertindex import ALERT
 from serve.alerts import ANALYST, SAYS, Alerts, Events, decode_change
 from serve.answers import Answer, Explanation, GivenAnswer, GivenLabel, PastEvent, Reason
 from serve.capture import Capture
+from serve.catchup import CLOSE, CatchUp
+from serve.challenger import Challenger, ShadowSettings
 from serve.control import open_control
 from serve.decoding import InputSettings, Limits, SaidLabel, Transaction, TransactionDecoder, decode_labels
 from serve.desk import Desk
-from serve.facts import Case, recent_of
+from serve.engine import Engine, ReadsAlike, context_key, graphs_may_fail, require_same_fields
 from serve.fallback import FallbackSettings
 from serve.identity import open_identifiers
 from serve.journal import ActionRecord, Journal, LabelRecord, Promise, TransactionRecord
 from serve.log import SYSTEM_DISK, Disk
 from serve.measures import MONITOR, Figures, HeardLabel, Measures, declare_state
-from serve.memory import Memory
 from serve.metrics import Registry, foreign_text
+from serve.models import MODEL as MODEL_ACTION
+from serve.models import Models
 from serve.outbox import OUTBOX, Outbox, decode_settling, nothing_sent, unknown_dead_letter
-from serve.reasons import COMBINATION, Explainer, Situation
-from serve.records import ANONYMOUS, Record
+from serve.reasons import Situation
+from serve.records import ANONYMOUS
 from serve.rulebook import KINDS, RuleBook
-from serve.snapshot import Pause, Piece, Snapshotter, read_newest, write_snapshot
+from serve.shadow import shadow_folder
+from serve.snapshot import Pause, Snapshotter, read_newest, remove_unfinished, write_snapshot
 from serve.webhook import WebhookSettings
 
 _log = logging.getLogger(__name__)
@@ -75,22 +77,6 @@ FIELDS = "fields"
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
 REFUSE = FallbackSettings()
-_NO_VALUES = np.zeros(0, dtype=np.float32)
-
-
-@dataclass(slots=True, frozen=True)
-class Scored:
-    """What the graph said of a transaction and what it takes to commit it.
-
-    `place` is where it belongs among the `slot`'s events in the ring; 0 also where it is older than all that is kept.
-    """
-
-    probability: float
-    history: int
-    late: bool
-    slot: int
-    place: int
-    commit: Callable[[], None]
 
 
 def system_clock() -> int:
@@ -116,6 +102,8 @@ class Service:
         inputs: InputSettings | None = None,
         webhook: WebhookSettings | None = None,
         metrics: Registry | None = None,
+        registry: ModelRegistry | None = None,
+        shadow: ShadowSettings | None = None,
     ) -> None:
         """Open the state folder and rebuild memory. Raises RunError where another process has it.
 
@@ -132,21 +120,24 @@ class Service:
             inputs: limits of what a client may send, `[input]`; its defaults where None.
             webhook: where alerts go, if anywhere.
             metrics: where it declares what it measures; None: nothing is measured.
+            registry: where other models come from, if any may come into force.
+            shadow: how challengers score, `[shadow]`; its defaults where None.
         """
-        self.bundle = bundle
         self._clock = clock
         manifest = bundle.manifest
-        self._policy = manifest.policy
-        self._max_batch = manifest.serve.max_batch
         self._limits = Limits(inputs)
-        self._spec = manifest.graph
-        self._step = StepGraph(bundle.step, manifest.graph)
-        self._sequence = SequenceGraph(bundle.sequence, manifest.graph)
-        self._explainer = Explainer(manifest, self._step, self._sequence)
         self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._policies = {bundle.id: manifest.policy}
+        """Of the models that have been in force since the start."""
+        self._shadow = shadow or ShadowSettings()
+        self.models = Models(self, registry, self._shadow.most)
+        self._snapshot_every = snapshot_every
         self._snapshotting = threading.RLock()
         """Held while a snapshot is taken, which is before the service's lock, never after it."""
         self._snapshot_records = snapshot_records
+        self._snapshot_wanted = False
+        """Of the model in force there is none yet."""
         self._fold_above = fold_above
         self._state = state
         self._encode = msgspec.json.Encoder().encode
@@ -172,32 +163,31 @@ class Service:
                 self._journal.set_meta(FIELDS, ",".join(manifest.schema.fields))
             else:
                 require_fields(seen, bundle, state)
-            self._control = open_control(self._journal, bundle)
             self._identifiers = open_identifiers(state, self._journal, manifest, identifier_key)
-            self.decoder = TransactionDecoder(manifest, self._limits, self._identifiers)
+            self.engine = Engine(bundle, self._journal, self._identifiers, self._limits)
+            """Of the bundle in force."""
+            self.engine.control = open_control(self._journal, bundle)
             self._alerts = Alerts(self._journal, self._identifiers, manifest.schema)
             opened.callback(self._alerts.close)
-            self._outbox = None if webhook is None else self._open_outbox(webhook, opened)
+            self._outbox = None if webhook is None else self._open_outbox(webhook, manifest, opened)
             self._rebuild()
-            self.rules = RuleBook(manifest, self._identifiers)
-            self.follow(KINDS, self.rules.fold)
+            self.follow(KINDS, lambda action: self.engine.rules.fold(action))
             opened.pop_all()
-        self.desk = Desk(self, self.rules, bundle, self._identifiers, self._limits, self.decoder, state)
+        self.desk = Desk(self, self.engine, self._limits, state)
         self._metrics = metrics
         self._measures = None if metrics is None else self._measured(metrics)
-        self._judged = 0.0
-        """perf_counter when the graph had said what it thinks of the last transaction."""
         if self._outbox is not None:
             self._outbox.start()
         _log.info("%s at the start", _head_words(self._journal.head))
         self._snapshotter = (
             None if snapshot_every is None else Snapshotter(self.snapshot, self._snapshot_due, snapshot_every)
         )
+        self.models.start()
 
     # ---- start and stop
 
-    def _open_outbox(self, webhook: WebhookSettings, opened: ExitStack) -> Outbox:
-        events = Events(self._journal, self.bundle.manifest.schema.amount)
+    def _open_outbox(self, webhook: WebhookSettings, manifest: Manifest, opened: ExitStack) -> Outbox:
+        events = Events(self._journal, manifest.schema.amount)
         opened.callback(events.close)
         outbox = Outbox(self._state, webhook, events, self._journal.last_seq)
         opened.callback(outbox.stop)
@@ -205,66 +195,68 @@ class Service:
         return outbox
 
     def _measured(self, registry: Registry) -> Measures:
-        measures = Measures(registry, self.bundle.manifest, self.degraded_answers)
-        declare_state(registry, self._figures, self.ready, self.rules, self._outbox, self.degraded_answers, self._state)
+        measures = Measures(registry, self.engine.bundle.manifest, self.degraded_answers)
+        declare_state(
+            registry,
+            self._figures,
+            self.ready,
+            lambda: self.engine.rules,
+            self._outbox,
+            self.degraded_answers,
+            self._state,
+        )
+        self.models.declare(registry)
         return measures
 
     def _figures(self) -> Figures:
         """For a scrape, without the lock."""
         unsynced, unindexed = self._journal.behind
         records = self._journal.last_seq
+        engine = self.engine
         return Figures(
-            users=len(self._users.slots),
-            entities=len(self._context.rows),
-            early_labels=len(self._memory.early),
+            users=len(engine.users.slots),
+            entities=len(engine.context.rows),
+            early_labels=len(engine.memory.early),
             journal_records=records,
             journal_bytes=self._journal.size,
             unsynced=unsynced,
             unindexed=unindexed,
             snapshot_behind=records - self._snapshot_seq,
             journal_failed=bool(self._journal.failed),
-            model=self.bundle.id,
+            model=engine.bundle.id,
         )
 
     def _rebuild(self) -> None:
         """Memory from the newest snapshot of this bundle and the records after it."""
-        _note_context(self._journal, self.bundle)
-        reads_alike = _ReadsAlike(self._journal, self.bundle.id)
-        since = read_newest(self._state, self.bundle.id, self._journal.last_seq, self._remember)
-        if since is None:
+        engine, journal = self.engine, self._journal
+        _note_context(journal, engine.bundle)
+        reads_alike = ReadsAlike(journal, engine.bundle.id)
+        remove_unfinished(self._state)
+        for folder in (self._state, shadow_folder(self._state, engine.bundle.id)):
+            since = read_newest(folder, engine.bundle.id, journal.last_seq, engine.remember)
+            if since is not None:
+                break
+        else:
             since = 0
-            self._remember(())
+            engine.remember(())
         self._snapshot_seq = since
-        began, count = clock_time.perf_counter(), self._journal.last_seq - since
+        began, count = clock_time.perf_counter(), journal.last_seq - since
         if count > self._fold_above:
-            for _ in self._memory.fold(self._journal.after(since), reads_alike.__getitem__, self._sequence):
+            for _ in engine.memory.fold(journal.after(since), reads_alike.__getitem__, engine.sequence):
                 pass
         else:
-            for record in self._journal.after(since):
-                self._replay(record, reads_alike)
+            for record in journal.after(since):
+                engine.replay(record, reads_alike)
         if count:
             seconds = clock_time.perf_counter() - began
             _log.info("%d journal records after %d folded into memory in %.1f s", count, since, seconds)
         self._ready = True
 
-    def _remember(self, pieces: Iterable[Piece]) -> None:
-        """Memory from a snapshot's pieces and nothing else."""
-        memory = self._memory = Memory(self.bundle, self._journal, pieces, self.decoder)
-        self._users, self._context, self._labels = memory.users, memory.context, memory.labels
-
-    def _replay(self, record: Record, reads_alike: "_ReadsAlike") -> None:
-        """Fold one record into memory by the graph that scored it; a context as recorded, if it is defined alike."""
-        if isinstance(record, LabelRecord):
-            self._memory.hear(record)
-        if not isinstance(record, TransactionRecord):
-            return
-        taken = self._memory.take(record, reads_alike[record.bundle])
-        self._score(taken.transaction, taken.context).commit()
-        self._memory.settle(record.seq, taken.transaction, taken.rows)
-
     def close(self) -> None:
         """Write a snapshot and let the state folder go."""
+        self._closing.set()
         self._stop_snapshots()
+        self.models.stop(snapshots=True)
         with self._snapshotting, self._lock:
             if self._ready:
                 try:
@@ -275,6 +267,8 @@ class Service:
 
     def abandon(self) -> None:
         """Let the state folder go without a snapshot, as a crash would."""
+        self._closing.set()
+        self.models.stop(snapshots=False)
         with self._lock:
             if not self._ready:
                 return
@@ -308,17 +302,18 @@ class Service:
         with self._snapshotting:
             with self._lock:
                 seq, head = self._journal.last_seq, self._journal.head
-                capture = Capture(self._lock, self._users, self._context, self._labels, self._memory.early, pause)
+                bundle, memory = self.engine.bundle.id, self.engine.memory
+                capture = Capture(self._lock, memory.users, memory.context, memory.labels, memory.early, pause)
             try:
-                write_snapshot(self._state, self.bundle.id, seq, capture.pieces(), self._wait_synced, head)
+                write_snapshot(self._state, bundle, seq, capture.pieces(), self._wait_synced, head)
             finally:
                 with self._lock:
                     capture.end()
-            self._snapshot_seq = seq
+            self._snapshot_seq, self._snapshot_wanted = seq, False
             _log.info("%s at a snapshot", _head_words(head))
 
     def _snapshot_due(self) -> bool:
-        return self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
+        return self._snapshot_wanted or self._journal.last_seq - self._snapshot_seq >= self._snapshot_records
 
     def _wait_synced(self, seq: int) -> None:
         """Return once the journal is sure to have a record; a snapshot may not know more than the journal."""
@@ -331,7 +326,7 @@ class Service:
     def score(self, body: bytes) -> bytes:
         """One transaction as JSON -> its answer as JSON. Raises RequestError."""
         began = perf_counter()
-        transaction = self.decoder.decode(body)
+        transaction = self.engine.decoder.decode(body)
         decoded = perf_counter()
         answer = self.score_one(transaction)
         scored = perf_counter()
@@ -345,10 +340,11 @@ class Service:
     def score_batch(self, body: bytes) -> bytes:
         """A JSON array of transactions -> `{"results": [...]}`: what its items posted one by one would be."""
         began = perf_counter()
-        items = self.decoder.decode_batch(body)
-        if len(items) > self._max_batch:
+        engine = self.engine
+        items = engine.decoder.decode_batch(body)
+        if len(items) > engine.max_batch:
             raise RequestError(
-                413, "batch_too_large", f"{len(items)} transactions; at most {self._max_batch} per batch"
+                413, "batch_too_large", f"{len(items)} transactions; at most {engine.max_batch} per batch"
             )
         results: list[Answer | dict[str, Any]] = []
         scored: list[tuple[Transaction, Answer]] = []
@@ -357,7 +353,7 @@ class Service:
         for place, item in enumerate(items):
             try:
                 began = perf_counter()
-                transaction = self.decoder.decode(item)
+                transaction = engine.decoder.decode(item)
                 decode += perf_counter() - began
                 answer = self.score_one(transaction)
             except RequestError as error:
@@ -385,6 +381,8 @@ class Service:
             with self._lock:
                 self._require_ready()
                 self.check_deadline()
+                if transaction.decoder is not self.engine.decoder:
+                    transaction = self.engine.decoder.decode_again(transaction)
                 known = self._journal.transaction(transaction.id)
                 return self._score_new(transaction, asked) if known is None else self._again(known, transaction)
         except JournalError as error:
@@ -403,17 +401,18 @@ class Service:
             if self._fallback.mode == "refuse":
                 raise RequestError(503, code, words) from None
             self.degraded_answers[code] += 1
-            slot = self._users.slots.get(transaction.user)
-            history = 0 if slot is None else int(self._users.accepted[slot])
-            late = slot is not None and self._users.is_late(slot, transaction.time)
-        decision, limit = self._fallback.decide(self.decoder.amount_of(transaction))
+            engine = self.engine
+            slot = engine.users.slots.get(transaction.user)
+            history = 0 if slot is None else int(engine.users.accepted[slot])
+            late = slot is not None and engine.users.is_late(slot, transaction.time)
+        decision, limit = self._fallback.decide(engine.decoder.amount_of(transaction))
         return Answer(
             transaction_id=transaction.shown_id,
             fraud_probability=None,
             is_fraud=decision == "decline",
             decision=decision,
             reasons=[Reason("degraded", f"{code}: {limit}", None)],
-            model=self.bundle.id,
+            model=engine.bundle.id,
             history=history,
             late=late,
             duplicate=False,
@@ -441,13 +440,14 @@ class Service:
     def _score_new(self, transaction: Transaction, asked: float) -> Answer:
         """Score and store a transaction of an id that is not there; `asked` for at this moment of perf_counter."""
         begun = perf_counter()
-        users, entities = len(self._users.slots), len(self._context.rows)
-        undo = self._labels.advance(transaction.time)
+        engine = self.engine
+        users, entities = len(engine.users.slots), len(engine.context.rows)
+        undo = engine.labels.advance(transaction.time)
         try:
-            rows = self._context.rows_of(transaction.entities)
-            context = self._context.read(rows, transaction.time, transaction.amount).astype(np.float32)
+            rows = engine.context.rows_of(transaction.entities)
+            context = engine.context.read(rows, transaction.time, transaction.amount).astype(np.float32)
             read = perf_counter()
-            scored, answer = self.judge(transaction, context)
+            scored, answer = engine.judge(transaction, context)
             decided = perf_counter()
             seq = self._journal.last_seq + 1
             self._journal.append_transaction(
@@ -460,60 +460,34 @@ class Service:
                     raw=transaction.raw,
                     context=context.tobytes(),
                     answer=self._encode(answer),
-                    bundle=self.bundle.id,
+                    bundle=engine.bundle.id,
                 )
             )
         except BaseException:
-            self._labels.take_back(undo)
-            self._users.forget_newest(users)
-            self._context.forget_newest(entities)
+            engine.labels.take_back(undo)
+            engine.users.forget_newest(users)
+            engine.context.forget_newest(entities)
             raise
         stored = perf_counter()
         scored.commit()
-        self._memory.settle(seq, transaction, rows)
+        engine.memory.settle(seq, transaction, rows)
         if self._measures is not None:
-            marks = (asked, begun, read, self._judged, decided, stored, perf_counter())
+            marks = (asked, begun, read, engine.judged, decided, stored, perf_counter())
             self._measures.scored(transaction, answer, marks)
         answer.transaction_id = transaction.shown_id
         self._recovered()
         return answer
 
-    def judge(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> tuple[Scored, Answer]:
-        """What the graph says of a transaction at its place in its user's history, and the answer that follows from it.
-
-        The whole way from a stored state to an answer, for one that arrives and for one that is gone over again; memory
-        is changed only by `commit`. Under the lock. Raises ModelError.
-        """
-        with _graphs_may_fail():
-            scored = self._score(transaction, context)
-        self._judged = perf_counter()
-        answer = self._answer(transaction, scored)
-        if self.rules.active:
-            self._apply_rules(transaction, scored, answer)
-        if answer.decision != "approve":
-            spared = self._control is not None and self._control.spares(answer)
-            answer.reasons += self._explainer.given(self._situation(transaction, scored))
-            answer.reasons = answer.reasons or [COMBINATION]
-            if spared:
-                answer.decision, answer.control = "approve", True
-        return scored, answer
-
-    def _apply_rules(self, transaction: Transaction, scored: Scored, answer: Answer) -> None:
-        recent = functools.partial(recent_of, self._users, scored.slot, transaction.time)
-        case = Case(transaction, scored.probability, scored.history, scored.late, recent)
-        ruling = self.rules.decide(answer.decision, case)
-        answer.decision = ruling.decision
-        answer.reasons = ruling.reasons + answer.reasons
-
     def judge_again(self, record: TransactionRecord) -> Answer:
         """The answer to a stored transaction if it came now and read the context that was recorded; nothing is changed."""
         with self._lock:
-            users = len(self._users.slots)
+            engine = self.engine
+            users = len(engine.users.slots)
             try:
-                transaction = self.decoder.decode_stored(record)
-                return self.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
+                transaction = engine.decoder.decode_stored(record)
+                return engine.judge(transaction, np.frombuffer(record.context, dtype=np.float32))[1]
             finally:
-                self._users.forget_newest(users)
+                engine.users.forget_newest(users)
 
     def _again(self, known: TransactionRecord, transaction: Transaction) -> Answer:
         if known.content != transaction.content:
@@ -530,82 +504,6 @@ class Service:
         if self._measures is not None:
             self._measures.duplicates.value += 1
         return answer
-
-    def _answer(self, transaction: Transaction, scored: Scored) -> Answer:
-        return Answer(
-            transaction_id=transaction.id,
-            fraud_probability=scored.probability,
-            is_fraud=scored.probability >= self._policy.thresholds.is_fraud,
-            decision=self._policy.decide(scored.probability, self.decoder.amount_of(transaction)),
-            reasons=[],
-            model=self.bundle.id,
-            history=scored.history,
-            late=scored.late,
-            duplicate=False,
-        )
-
-    def _score(self, transaction: Transaction, context: npt.NDArray[np.float32]) -> Scored:
-        """Run the step graph at the transaction's place in its user's history; memory is changed only by `commit`."""
-        users, step, spec = self._users, self._step, self._spec
-        slot = users.slot(transaction.user)
-        step.inputs["integers"][0, 0] = transaction.time
-        step.inputs["integers"][0, 1:] = transaction.categories
-        if "values" in step.inputs:
-            step.inputs["values"][0, : spec.numeric] = transaction.numbers[: spec.numeric]
-            step.inputs["values"][0, spec.numeric :] = context
-        if not users.is_late(slot, transaction.time):
-            self._run_step({s.name: s.to_batch(users.now[s.name][slot : slot + 1]) for s in spec.states})
-            history = int(users.accepted[slot])
-
-            def commit() -> None:
-                users.append(slot, transaction.time, step)
-                users.count(slot)
-
-            return Scored(self._probability(), history, False, slot, int(users.held[slot]), commit)
-        history = self._journal.events_before(transaction.user, transaction.time)
-        if users.is_too_late(slot, transaction.time):
-            self._run_step(users.anchor_states(slot))
-
-            def count() -> None:
-                users.count(slot)
-
-            return Scored(self._probability(), history, True, slot, 0, count)
-        place = users.place_of(slot, transaction.time)
-        self._run_step(users.states_at(slot, place, self._sequence))
-        integers = step.inputs["integers"][0].copy()
-        values = step.inputs["values"][0].copy() if "values" in step.inputs else None
-
-        probability = self._probability()
-        # before the journal has it: a graph that fails must not leave memory behind what is stored
-        write = users.prepare_insert(slot, place, integers, values, self._sequence)
-
-        def insert() -> None:
-            write()
-            users.count(slot)
-
-        return Scored(probability, history, True, slot, place, insert)
-
-    def _situation(self, transaction: Transaction, scored: Scored) -> Situation:
-        """What was scored last, as views: it is good until the next one or the commit."""
-        inputs = self._step.inputs
-        return Situation(
-            inputs["integers"][0],
-            inputs["values"][0] if "values" in inputs else _NO_VALUES,
-            transaction.amount,
-            {s.name: inputs[s.name] for s in self._spec.states},
-            self._users.before(scored.slot, scored.place),
-        )
-
-    def _probability(self) -> float:
-        probability = float(self._step.outputs["probability"][0])
-        if not 0 <= probability <= 1:  # so with NaN
-            raise ModelError(f"the graph gave {probability} as a probability")
-        return probability
-
-    def _run_step(self, states: dict[str, Array]) -> None:
-        for name, value in states.items():
-            self._step.inputs[name][...] = value
-        self._step.run_bound()
 
     def _wait_durable(self, seq: int) -> None:
         """Keep the promise for every record up to `seq`; outside the lock, so that others come to share the sync."""
@@ -644,7 +542,7 @@ class Service:
                 message = "the labels could not be stored; nothing changed"
                 raise RequestError(503, "storage_unavailable", message) from None
             for record in records:
-                self._memory.hear(record)
+                self.engine.memory.hear(record)
             self._count_labels(heard)
             outcomes = [label.outcome for label in heard]
             return {outcome: outcomes.count(outcome) for outcome in ("new", "changed", "unchanged", "unknown")}
@@ -716,15 +614,27 @@ class Service:
             self._require_ready()
             self.check_deadline()
             require()
-            record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
-            try:
-                self._journal.append_action(record)
-            except JournalError as error:
-                _log.error("journal: %s", error)
-                raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
-            for fold in self._folds.get(kind, ()):
-                fold(record)
+            record = self._append_action(kind, author, body)
         self._wait_durable(record.seq)
+        return record
+
+    def store_action(self, kind: str, author: str, body: bytes) -> ActionRecord:
+        """The same for what took its time: no deadline is looked at."""
+        with self._lock:
+            self._require_ready()
+            record = self._append_action(kind, author, body)
+        self._wait_durable(record.seq)
+        return record
+
+    def _append_action(self, kind: str, author: str, body: bytes) -> ActionRecord:
+        record = ActionRecord(self._journal.last_seq + 1, kind, self._clock(), author, body)
+        try:
+            self._journal.append_action(record)
+        except JournalError as error:
+            _log.error("journal: %s", error)
+            raise RequestError(503, STORAGE, "what was done could not be stored; nothing changed") from None
+        for fold in self._folds.get(kind, ()):
+            fold(record)
         return record
 
     def actions(self, kind: str) -> list[ActionRecord]:
@@ -767,7 +677,7 @@ class Service:
                     record = ActionRecord(seq, ALERT, now, author, self._encode(action))
                     self._journal.append_action(record, labels)
                     for label in labels:
-                        self._memory.hear(label)
+                        self.engine.memory.hear(label)
                     self._count_labels(heard)
                 answer = self._encode(self._alerts.detail(transaction_id))
                 last = self._journal.last_seq
@@ -817,11 +727,13 @@ class Service:
         """
         stored = self._identifiers.named(self.bundle.manifest.schema.transaction, transaction_id)
         with self._lock, _readable():
+            engine = self.engine
             record = self._journal.transaction(stored)
             if record is None:
                 raise RequestError(404, "unknown_transaction", "no transaction of this id was scored here")
-            slot = self._users.slots[record.user]
-            held = int(self._users.held[slot])
+            users = engine.users
+            slot = users.slots[record.user]
+            held = int(users.held[slot])
             # by time, then arrival: the order of the ring, in which the last ones are
             records = self._journal.recent(record.user, held)[::-1]
             place = next((i for i, other in enumerate(records) if other.id == stored), None)
@@ -832,13 +744,13 @@ class Service:
                     f"the user's last {held} transactions can be explained, and this one is older; its answer has the "
                     "reasons that were given then",
                 )
-            past = copy.deepcopy(self._users.before(slot, place))
-            integers, values = self._users.integers[slot, place].copy(), self._users.values[slot, place].copy()
-        amount = self.decoder.decode_stored(record).amount
+            past = copy.deepcopy(users.before(slot, place))
+            integers, values = users.integers[slot, place].copy(), users.values[slot, place].copy()
+        amount = engine.decoder.decode_stored(record).amount
         try:
-            with _graphs_may_fail():
-                states = self._explainer.states_before(past)
-                explained = self._explainer.explain(Situation(integers, values, amount, states, past))
+            with graphs_may_fail():
+                states = engine.explainer.states_before(past)
+                explained = engine.explainer.explain(Situation(integers, values, amount, states, past))
         except ModelError as error:
             raise RequestError(503, MODEL, _CANNOT[MODEL]) from error
         events = [
@@ -850,7 +762,7 @@ class Service:
         return self._encode(
             Explanation(
                 transaction_id=transaction_id,
-                model=self.bundle.id,
+                model=engine.bundle.id,
                 fraud_probability=explained.probability,
                 answer=answer,
                 log_odds=round(explained.log_odds, 4),
@@ -865,22 +777,24 @@ class Service:
         """The recent events of a user, newest first, with scores and decisions. Raises RequestError 404."""
         user = self._identifiers.named(self.bundle.manifest.schema.user, user)
         with self._lock, _readable():
-            slot = self._users.slots.get(user)
-            if slot is None or not self._users.accepted[slot]:
+            users = self.engine.users
+            slot = users.slots.get(user)
+            if slot is None or not users.accepted[slot]:
                 raise RequestError(404, "unknown_user", "no transaction of this user was scored here")
-            accepted = int(self._users.accepted[slot])
-            records = self._journal.recent(user, 2 * self._users.window)
+            accepted = int(users.accepted[slot])
+            records = self._journal.recent(user, 2 * users.window)
         events = [{"transaction": msgspec.Raw(record.raw), "answer": msgspec.Raw(record.answer)} for record in records]
         return self._encode({"user": user, "history": accepted, "events": events})
 
     def model(self) -> bytes:
         """The bundle in force."""
-        manifest = self.bundle.manifest
         with self._lock:
-            users, records = len(self._users.slots), self._journal.last_seq
+            bundle = self.engine.bundle
+            users, records = len(self.engine.users.slots), self._journal.last_seq
+        manifest = bundle.manifest
         return self._encode(
             {
-                "model": self.bundle.id,
+                "model": bundle.id,
                 "kind": manifest.kind,
                 "schema": manifest.schema.as_dict(),
                 "label": msgspec.to_builtins(manifest.label),
@@ -890,11 +804,95 @@ class Service:
                 **manifest.policy.as_dict(),
                 "metrics": dict(manifest.metrics),
                 "versions": dict(manifest.versions),
-                "shadow": [],
+                "shadow": self.models.shown(),
+                "changing": self.models.changing,
                 "users": users,
                 "journal_records": records,
             }
         )
+
+    # ---- another model
+
+    def change_model(self, body: bytes, author: str) -> bytes:
+        """Promote, roll back, begin or end a challenge -> the model in force. Raises RequestError."""
+        self.models.change(body, author)
+        return self.model()
+
+    def new_engine(self, bundle: Bundle) -> Engine:
+        """An engine beside the one in force, on this journal.
+
+        Raises:
+            RunError: the bundle reads or stores transactions in another way.
+            BundleError: its graphs cannot be loaded.
+            JournalError: nothing can be stored.
+        """
+        require_same_fields(bundle.manifest, self.engine.bundle.manifest)
+        with self._lock:
+            self._require_ready()
+            _note_context(self._journal, bundle)
+        return Engine(bundle, self._journal, self._identifiers, self._limits)
+
+    def bind_rules(self, engine: Engine) -> None:
+        """Give an engine the rules and lists as they are now; later ones come with `put_in_force`.
+
+        Raises RunError where a rule that can be evaluated now could not be any more.
+        """
+        with self._lock:
+            actions = self._journal.actions(KINDS)
+            before = {rule.name for rule in self.engine.rules.rules.values() if rule.broken}
+        engine.rules = RuleBook.as_of(engine.bundle.manifest, self._identifiers, actions)
+        for name, why in engine.rules.broken().items():
+            if name not in before:
+                raise RunError(f"the rule {name} does not fit it, and would not be evaluated any more: {why}")
+
+    def catch_up(self, engine: Engine) -> CatchUp:
+        """Begin to bring an engine into step with the journal. Raises RunError where the service is closed meanwhile."""
+        folders = shadow_folder(self._state, engine.bundle.id), self._state
+        return CatchUp(engine, self._journal, folders, self.rest, len(self.engine.users.slots))
+
+    def challenge(self, engine: Engine) -> Challenger:
+        """Let an engine score in shadow."""
+        every, records = self._snapshot_every, self._snapshot_records
+        policy_of, settings = self._policies.get, self._shadow
+        return Challenger(engine, self._journal, self._state, policy_of, settings, every, records)
+
+    def rest(self, seconds: float) -> None:
+        """Give up the processor, for work beside scoring. Raises RunError where the service is being closed."""
+        if self._closing.wait(seconds):
+            raise RunError("the service is stopping")
+
+    def put_in_force(self, ready: CatchUp, author: str, body: bytes) -> Engine:
+        """Let an engine that has its rules change places with the one in force, between two transactions.
+
+        Returns:
+            the engine that was in force; nobody uses it any more.
+
+        Raises:
+            RunError, ModelError, JournalError, RequestError: nothing is changed, but `ready` is of no use any more.
+        """
+        engine = ready.engine
+        with self._snapshotting:  # a snapshot that is being taken reads the engine in force
+            ready.follow_to(CLOSE)
+            with self._lock:
+                self._require_ready()
+                ready.finish()
+                old = self.engine
+                for action in self._journal.actions(KINDS, engine.rules.seq):
+                    engine.rules.fold(action)
+                engine.rules.count_on(old.rules)
+                engine.control = open_control(self._journal, engine.bundle)
+                record = self._append_action(MODEL_ACTION, author, body)
+                self._policies[engine.bundle.id] = engine.policy
+                self.engine = engine
+                self.desk = Desk(self, engine, self._limits, self._state)
+                if self._measures is not None:
+                    self._measures.use(engine.bundle.manifest)
+                self._recovered()
+                self._snapshot_wanted = True
+        if self._snapshotter is not None:
+            self._snapshotter.soon()
+        self._wait_durable(record.seq)
+        return old
 
     def ready(self) -> bool:
         """Whether a transaction posted now would get an answer, a degraded one included."""
@@ -907,15 +905,9 @@ class Service:
         return self._failing == MODEL and not self._model_answers()
 
     def _model_answers(self) -> bool:
-        """Whether the graph answers again, tried with a user without history: perhaps nothing is posted meanwhile."""
+        """Whether the graph answers again: perhaps nothing is posted meanwhile."""
         with self._lock:
-            for name in ("integers", "values"):
-                if name in self._step.inputs:
-                    self._step.inputs[name][...] = 0
-            try:
-                self._run_step(initial_states(self._spec, 1))
-                self._probability()
-            except Exception:
+            if not self.engine.answers():
                 return False
             self._recovered()
             return True
@@ -934,6 +926,16 @@ class Service:
     # ---- bulk
 
     @property
+    def bundle(self) -> Bundle:
+        """The one in force."""
+        return self.engine.bundle
+
+    @property
+    def decoder(self) -> TransactionDecoder:
+        """That of the bundle in force."""
+        return self.engine.decoder
+
+    @property
     def journal(self) -> Journal:
         """For backfills that group records."""
         return self._journal
@@ -946,20 +948,6 @@ class Service:
     def decode(self, row: dict[str, Any]) -> Transaction:
         """A transaction from plain data, through the decoder that requests go through."""
         return self.decoder.decode(self._encode(row))
-
-
-@contextmanager
-def _graphs_may_fail() -> Iterator[None]:
-    """Whatever the graphs may fail with as ModelError: onnxruntime's exceptions have no common root.
-
-    Of those only the type is kept: words that are not ours may quote a value, and this goes to the log.
-    """
-    try:
-        yield
-    except SeqfraudError:
-        raise
-    except Exception as error:
-        raise ModelError(type(error).__name__) from error
 
 
 @contextmanager
@@ -1016,20 +1004,3 @@ def require_fields(seen: str, bundle: Bundle, state: Path) -> None:
 def _note_context(journal: Journal, bundle: Bundle) -> None:
     """Keep a bundle's definition of the context, which outlives the bundle in the records that it wrote."""
     journal.set_meta(context_key(bundle.id), msgspec.json.encode(bundle.manifest.context).decode())
-
-
-def context_key(bundle_id: str) -> str:
-    """Key of the journal's note with a bundle's definition of the context."""
-    return f"context of {bundle_id}"
-
-
-class _ReadsAlike(dict[str, bool]):
-    """Bundle id -> whether what it read as context is what the bundle `own` would read."""
-
-    def __init__(self, journal: Journal, own: str) -> None:
-        self._journal = journal
-        self._own = journal.meta(context_key(own))
-
-    def __missing__(self, bundle_id: str) -> bool:
-        self[bundle_id] = self._journal.meta(context_key(bundle_id)) == self._own
-        return self[bundle_id]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from seqfraud.config import from_plain
 from seqfraud.errors import ConfigError
+from serve.challenger import ShadowSettings
 from serve.decoding import InputSettings
 from serve.fallback import FallbackSettings
 from serve.keys import KeySettings
@@ -41,10 +42,12 @@ class IdentifierSettings:
 class BundleSettings:
     """Which bundles the service opens.
 
+    - registry: folder of models, of which the champion is served; instead of the command's --bundle.
     - trusted_keys: file of public keys; a bundle that none of them signed is refused. See `seqfraud sign`.
     """
 
     trusted_keys: str | None = None
+    registry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Settings:
     identifiers: IdentifierSettings = field(default_factory=IdentifierSettings)
     input: InputSettings = field(default_factory=InputSettings)
     webhook: WebhookSettings | None = None
+    shadow: ShadowSettings = field(default_factory=ShadowSettings)
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -139,6 +139,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def remove_unfinished(state: Path) -> None:
+    """Remove what a crash left of snapshots that were being written; for a start, when nobody writes one."""
+    for left in state.glob(".snapshot-*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def read_newest(state: Path, bundle: str, last_seq: int, take: Callable[[Iterator[Piece]], None]) -> int | None:
     """Give the newest usable snapshot's pieces to `take`; its sequence number, or None where there is none.
 
@@ -148,8 +154,6 @@ def read_newest(state: Path, bundle: str, last_seq: int, take: Callable[[Iterato
         take: has to begin anew at every call, for damage may be found after a part was taken; has to take every piece,
             and to copy what it keeps of the arrays before it asks for the next.
     """
-    for left in state.glob(".snapshot-*.tmp"):
-        left.unlink(missing_ok=True)
     for file in sorted(state.glob("snapshot-*.bin"), reverse=True):
         if file.stem > f"snapshot-{last_seq:015d}":
             _log.warning("%s is removed: it is newer than the journal, which ends with record %d", file.name, last_seq)
@@ -250,11 +254,16 @@ class Snapshotter:
         self._due = due
         self._every = every
         self._stopped = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._every):
+        while True:
+            self._wake.wait(self._every)
+            self._wake.clear()
+            if self._stopped.is_set():
+                return
             if self._due():
                 try:
                     self._take(self._stopped.wait)
@@ -264,4 +273,9 @@ class Snapshotter:
     def stop(self) -> None:
         """Take no more; waits for one that is being taken."""
         self._stopped.set()
+        self._wake.set()
         self._thread.join()
+
+    def soon(self) -> None:
+        """Take one now, if one is due."""
+        self._wake.set()

@@ -82,7 +82,7 @@ def memory_of() -> Callable[[Service], dict[str, Any]]:
 
 
 def _memory_of(service: Service) -> dict[str, Any]:
-    users, context = service._users, service._context
+    users, context = service.engine.users, service.engine.context
     assert users.names == list(users.slots)
     assert users.cut is None
     by_user = {}
@@ -100,8 +100,8 @@ def _memory_of(service: Service) -> dict[str, Any]:
     return {
         "users": by_user,
         "entities": by_entity,
-        **_labels_of(service._labels),
-        "early": dict(service._memory.early),
+        **_labels_of(service.engine.labels),
+        "early": dict(service.engine.memory.early),
         "last_seq": service.journal.last_seq,
     }
 

@@ -33,7 +33,9 @@ ROW = {"id": "t1", "user": "ann", "time": START, "amount": 20.0, "kind": "food",
 
 def strict(service: Service) -> Service:
     """Everything is reviewed, nothing declined."""
-    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0, decline=1.01))
+    service.engine.policy = replace(
+        service.engine.policy, thresholds=replace(service.engine.policy.thresholds, review=0.0, decline=1.01)
+    )
     return service
 
 
@@ -86,8 +88,8 @@ def test_what_is_not_approved_is_an_alert_at_once(strict_service, cards):
 
 
 def test_what_is_approved_is_none(service):
-    service._policy = replace(
-        service._policy, thresholds=replace(service._policy.thresholds, review=1.01, decline=1.01)
+    service.engine.policy = replace(
+        service.engine.policy, thresholds=replace(service.engine.policy.thresholds, review=1.01, decline=1.01)
     )
     score(service)
     assert asked(service) == []
@@ -105,7 +107,7 @@ def test_a_degraded_answer_is_none(cards, tmp_path, monkeypatch):
         def fail(*_: object) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr(service._step, "run_bound", fail)
+        monkeypatch.setattr(service.engine.step, "run_bound", fail)
         assert score(service)["degraded"]
         assert asked(service) == []
 
@@ -231,7 +233,7 @@ def test_closing_an_alert_is_a_label(strict_service):
     said = {"source": "analyst", "author": "ann", "known_at": one_second, "said_at": one_second}
     assert confirmed["label"] == {"is_fraud": True, **said}
     assert strict_service.journal.last_label("t1") == LabelRecord(3, "t1", True, 1000, 1000, "analyst", "ann")
-    assert strict_service._labels.heap, "it waits for its time as one that was posted does"
+    assert strict_service.engine.labels.heap, "it waits for its time as one that was posted does"
     assert act(strict_service, "in_review")["label"]["is_fraud"], "a second look takes nothing back"
     assert act(strict_service, "dismissed")["label"] == {"is_fraud": False, **said}
     assert strict_service.journal.last_seq == 6

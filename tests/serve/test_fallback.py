@@ -127,7 +127,7 @@ class Fault:
         return os.write(descriptor, data)
 
     def put_into(self, service: Service) -> None:
-        step, run = service._step, service._step._run
+        step, run = service.engine.step, service.engine.step._run
 
         def broken_run(binding: Any) -> None:
             if self.broken and self.kind == "graph raises":
@@ -270,7 +270,7 @@ def test_a_late_event_whose_rebuilding_fails_is_not_stored(cards: Any, tmp_path:
     """The later states were once rebuilt after the record was stored: memory stayed behind the journal for ever."""
     with Service(cards, tmp_path, clock=lambda: 1000, fallback=LIMITS) as service:
         fill(service)
-        before, run = memory_of(service), service._sequence.states_after
+        before, run = memory_of(service), service.engine.sequence.states_after
         calls: list[int] = []
 
         def fails_at_last(*args: Any) -> Any:
@@ -279,13 +279,13 @@ def test_a_late_event_whose_rebuilding_fails_is_not_stored(cards: Any, tmp_path:
                 raise RuntimeError("out of memory")
             return run(*args)
 
-        service._sequence.states_after = fails_at_last  # type: ignore[method-assign]
+        service.engine.sequence.states_after = fails_at_last  # type: ignore[method-assign]
         for failing in (1, 2):
             calls.clear()
             assert score(service, id="late", time=START - 4 * HOUR + 1)["degraded"] is True
             assert len(calls) == failing
             assert memory_of(service) == before
-        service._sequence.states_after = run  # type: ignore[method-assign]
+        service.engine.sequence.states_after = run  # type: ignore[method-assign]
         assert score(service, id="late", time=START - 4 * HOUR + 1)["late"] is True
 
 
@@ -332,7 +332,7 @@ def test_without_an_amount_there_is_one_decision(plain: Any, tmp_path: Path) -> 
     """PLAIN names no amount for money, though it has a number of that name."""
     settings = replace(LIMITS, without_amount="decline")
     with Service(plain, tmp_path, fallback=settings) as service:
-        service._step._run = lambda binding: 1 / 0
+        service.engine.step._run = lambda binding: 1 / 0
         answer = json.loads(service.score(b'{"user": "ann", "time": 1600000000, "amount": 1, "kind": "food"}'))
         assert (answer["decision"], answer["reasons"]) == (
             "decline",
@@ -343,7 +343,7 @@ def test_without_an_amount_there_is_one_decision(plain: Any, tmp_path: Path) -> 
 def test_a_missing_amount_is_no_small_amount(rich: Any, tmp_path: Path) -> None:
     """Scoring counts it as 0; a limit must not."""
     with Service(rich, tmp_path, fallback=LIMITS) as service:
-        service._step._run = lambda binding: 1 / 0
+        service.engine.step._run = lambda binding: 1 / 0
         sent = {
             "id": 1,
             "user": "a",
@@ -397,14 +397,14 @@ SERVE = textwrap.dedent(
     def make():
         limits = {"review_above": 100.0} if mode == "limits" else {}
         service = Service(open_bundle(Path(bundle)), Path(state), fallback=FallbackSettings(mode, **limits))
-        run = service._step._run
+        run = service.engine.step._run
 
         def fails(binding):
             if Path(broken).exists():
                 raise RuntimeError("broken")
             run(binding)
 
-        service._step._run = fails
+        service.engine.step._run = fails
         return service
 
     sys.exit(serve_forever(make, ServerSettings(port=0)))

@@ -67,7 +67,7 @@ def test_memory_and_scores_are_those_of_one_by_one(cards, tmp_path: Path, seed, 
     with Service(cards, tmp_path, clock=lambda: START) as service:
         answers = [json.loads(service.score(json.dumps(row).encode())) for row in rows_of(seed, 500, 12, late)]
         users, scores = folded(service, cards, cuts)
-        wanted = service._users
+        wanted = service.engine.users
         np.testing.assert_allclose(scores, [a["fraud_probability"] for a in answers], atol=1e-5)
         assert np.std(scores) > 0.05
         assert any(a["late"] for a in answers) == (late > 0)
@@ -111,4 +111,4 @@ def test_other_inputs_and_states(bundle, request, tmp_path: Path):
         users, scores = folded(service, opened, [77])
         np.testing.assert_allclose(scores, [a["fraud_probability"] for a in answers], atol=1e-5)
         for name in users.now:
-            np.testing.assert_allclose(users.now[name], service._users.now[name], atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(users.now[name], service.engine.users.now[name], atol=1e-4, err_msg=name)

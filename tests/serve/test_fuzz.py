@@ -98,7 +98,7 @@ def test_a_change_by_a_refused_request_is_seen_in_a_real_service(
     decode = Service.score
 
     def careless(service: Service, body: bytes) -> bytes:
-        service._users.slot(f"user of {len(body)}")
+        service.engine.users.slot(f"user of {len(body)}")
         return decode(service, body)
 
     monkeypatch.setattr(Service, "score", careless)

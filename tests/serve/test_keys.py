@@ -287,7 +287,7 @@ class Service:
 
         return answer
 
-    bundle = decoder = None
+    engine = None
 
     @property
     def desk(self) -> "Service":
@@ -329,6 +329,7 @@ ROUTES = [
     ("GET", "/v1/outbox", "outbox", {"admin"}),
     ("POST", "/v1/outbox/dead/1", "settle_dead_letter", {"admin"}),
     ("GET", "/v1/model", "model", {"score", "admin"}),
+    ("POST", "/v1/model", "change_model", {"admin"}),
     ("GET", "/v1/rules", "rules", {"admin"}),
     ("POST", "/v1/rules/test", "test_rule", {"admin"}),
     ("GET", "/v1/rules/a", "rule", {"admin"}),

@@ -246,7 +246,9 @@ def test_a_replay_sends_no_more_labels_at_once_than_a_service_takes(history, mon
 def test_what_is_loaded_makes_no_alerts(cards, history, tmp_path):
     """However often, and in how many parts; what comes live afterwards does."""
     with Service(cards, tmp_path / "state") as service:
-        service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0))
+        service.engine.policy = replace(
+            service.engine.policy, thresholds=replace(service.engine.policy.thresholds, review=0.0)
+        )
         half = int(history.time[150])
         load(service, history, half)
         last = service.journal.last_seq

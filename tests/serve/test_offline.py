@@ -52,7 +52,7 @@ def test_memory_rebuilt_in_batches_goes_on_as_if_nothing_had_been(
         again = Service(bundle, tmp_path, clock=lambda: START, fold_above=fold_above)
         memory = memory_of(again)
         scored = [
-            again._score(
+            again.engine._score(
                 again.decoder.decode(json.dumps(row).encode()), np.zeros(bundle.manifest.context.width, np.float32)
             )
             for row in rows

@@ -330,7 +330,9 @@ def test_an_outage_is_one_line_and_none_shows_the_secret_or_the_path(receiver, r
 
 
 def strict(service: Service) -> Service:
-    service._policy = replace(service._policy, thresholds=replace(service._policy.thresholds, review=0.0, decline=1.01))
+    service.engine.policy = replace(
+        service.engine.policy, thresholds=replace(service.engine.policy.thresholds, review=0.0, decline=1.01)
+    )
     return service
 
 

@@ -161,7 +161,7 @@ def test_where_reasons_fail_the_score_and_the_decision_go_out_without(cards, fre
     for row in rows[:3]:
         assert score(service, row) == score(twin, row)
     with monkeypatch.context() as patch:
-        patch.setattr(service._step, "logits", lambda inputs: 1 / 0)
+        patch.setattr(service.engine.step, "logits", lambda inputs: 1 / 0)
         for row in rows[3:5]:
             answer = score(service, row)
             assert answer["reasons"] == [msgspec.to_builtins(UNEXPLAINED)]
@@ -169,7 +169,7 @@ def test_where_reasons_fail_the_score_and_the_decision_go_out_without(cards, fre
     for row in rows[5:]:
         assert score(service, row) == score(twin, row)
     assert memory_of(service) == memory_of(twin)
-    assert service._explainer.failures == 2
+    assert service.engine.explainer.failures == 2
     said = [record.getMessage() for record in caplog.records if record.name == "serve.reasons"]
     assert said == ["reasons cannot be worked out: ZeroDivisionError", "reasons are worked out again"]
 
@@ -189,8 +189,8 @@ def test_a_history_without_its_end_is_that_of_a_service_that_has_to_run_it_again
     if late:
         score(service, {**session[0], "id": "late", "time": noon - 5 * HOUR})
     runs = []
-    real = service._sequence.states_after
-    monkeypatch.setattr(service._sequence, "states_after", lambda *args: runs.append(args) or real(*args))
+    real = service.engine.sequence.states_after
+    monkeypatch.setattr(service.engine.sequence, "states_after", lambda *args: runs.append(args) or real(*args))
     shutil.copytree(service._state, service._state.parent / "copy")
     answer = score(service, session[2])
     assert "rapid_succession" in {reason["code"] for reason in answer["reasons"]}
@@ -206,8 +206,8 @@ def test_what_is_approved_costs_nothing(cards, fresh, monkeypatch):
     approving = replace(cards, manifest=replace(cards.manifest, policy=Policy(Thresholds(0.6, 1.01, 1.01))))
     service = fresh(approving)
     for name in ("reasons", "_changes"):
-        monkeypatch.setattr(service._explainer, name, lambda *_: 1 / 0)
-    monkeypatch.setattr(service._users, "before", lambda *_: 1 / 0)
+        monkeypatch.setattr(service.engine.explainer, name, lambda *_: 1 / 0)
+    monkeypatch.setattr(service.engine.users, "before", lambda *_: 1 / 0)
     assert all(score(service, row)["reasons"] == [] for row in walk(3, 30))
 
 
@@ -289,7 +289,7 @@ def test_the_whole_of_a_short_history_counts_what_a_strangers_would_have(plain, 
     service = fresh(suspicious(plain))
     answer = [score(service, row) for row in rows][-1]
     explained = explain(service, answer["transaction_id"])
-    graph, spec = service._sequence, plain.manifest.graph
+    graph, spec = service.engine.sequence, plain.manifest.graph
     states = {s.name: s.to_batch(s.initial_rows(1)) for s in spec.states}
     states["last_time"] = np.array([rows[2]["time"] * 1000])
     alone = {"event_time": np.array([[rows[3]["time"] * 1000]]), "numeric": np.full((1, 1, 1), 20.0, dtype=np.float32),
@@ -392,7 +392,7 @@ def test_scoring_goes_on_while_an_explanation_is_worked_out(cards, fresh, monkey
     for row in rows[:6]:
         score(service, row)
     wanted = explain(service, rows[5]["id"])
-    real = service._explainer.explain
+    real = service.engine.explainer.explain
 
     def meanwhile(situation: Any) -> Any:
         assert not service._lock._is_owned()
@@ -400,5 +400,5 @@ def test_scoring_goes_on_while_an_explanation_is_worked_out(cards, fresh, monkey
             score(service, row)
         return real(situation)
 
-    monkeypatch.setattr(service._explainer, "explain", meanwhile)
+    monkeypatch.setattr(service.engine.explainer, "explain", meanwhile)
     assert explain(service, rows[5]["id"]) == wanted

@@ -174,11 +174,11 @@ def test_networks_block(rich, tmp_path):
 
 
 def values(service: Service, transaction: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    slot = service._users.slots.get(transaction.user)
+    slot = service.engine.users.slots.get(transaction.user)
     if slot is None:
-        slot = service._users.slot(transaction.user)
-    case = Case(transaction, 0.5, 0, False, lambda: recent_of(service._users, slot, transaction.time))
-    return {name: get(case) for name, get in service.rules.facts.getters(names)}
+        slot = service.engine.users.slot(transaction.user)
+    case = Case(transaction, 0.5, 0, False, lambda: recent_of(service.engine.users, slot, transaction.time))
+    return {name: get(case) for name, get in service.engine.rules.facts.getters(names)}
 
 
 NAMES = ("count_1h", "total_1h", "distinct_kind_1h", "distinct_amount_1h", "since_last")
@@ -209,13 +209,13 @@ def test_windows_are_what_a_slow_count_says(cards, tmp_path_factory, events):
                 "distinct_amount_1h": len({np.float32(e[1]) for e in inside}),
                 "since_last": (time - before[-1][0]) / 1000 if before else None,
             }
-            slot = service._users.slots[user]
-            passed_over = service._users.is_late(slot, time) and service._users.is_too_late(slot, time)
+            slot = service.engine.users.slots[user]
+            passed_over = service.engine.users.is_late(slot, time) and service.engine.users.is_too_late(slot, time)
             service.score_one(transaction)
             if not passed_over:
                 # how many the ring keeps is its own business, tested in test_users.py
                 rest = sorted([*rings[user], (time, amount, kind)], key=lambda event: event[0])
-                rings[user] = rest[len(rest) - int(service._users.held[slot]) :]
+                rings[user] = rest[len(rest) - int(service.engine.users.held[slot]) :]
 
 
 def test_a_velocity_limit_is_a_condition(service):
@@ -264,7 +264,7 @@ def test_a_start_knows_the_rules_from_the_index_after_a_snapshot(cards, tmp_path
         put_rule(service, "b", "count_1h >= 3")
         first = score(service, id=2)
     with Service(cards, tmp_path) as service:
-        assert list(service.rules.rules) == ["b"]
+        assert list(service.engine.rules.rules) == ["b"]
         assert score(service, id=2) == {**first, "duplicate": True}
         assert codes(score(service, id=3)) == ["rule:b"]
         assert codes(score(service, id=4, device="d5", user="bob")) == ["list:x"]
@@ -447,11 +447,11 @@ def test_a_draft_is_bounded_in_time(cards, tmp_path, monkeypatch):
         )
         import serve.hits
 
-        language = service.rules.language
+        language = service.engine.rules.language
         tested = serve.hits.rule_hits(
             tmp_path,
             service.decoder,
-            service.rules.facts,
+            service.engine.rules.facts,
             3,
             language.compile("true"),
             "review",
@@ -472,14 +472,14 @@ def test_one_draft_at_a_time(service):
 def test_an_expression_that_this_bundle_cannot_evaluate_is_kept_and_shown(cards, tmp_path, monkeypatch):
     with Service(cards, tmp_path) as service:
         put_rule(service, "a", "amount > 1")
-        compile_as_before = type(service.rules.language).compile
+        compile_as_before = type(service.engine.rules.language).compile
 
         def compile_other(self: Any, text: str, field: str = "expression") -> Expression:
             if text == "amount > 1":
                 raise RequestError(422, "invalid_field", "there is no amount any more", field)
             return compile_as_before(self, text, field)
 
-        monkeypatch.setattr(type(service.rules.language), "compile", compile_other)
+        monkeypatch.setattr(type(service.engine.rules.language), "compile", compile_other)
         put_rule(service, "b", "amount > 2")
         assert codes(score(service)) == ["rule:b"]
         assert json.loads(service.desk.rule("a"))["broken"] == "there is no amount any more"

@@ -513,7 +513,12 @@ def test_a_snapshot_is_of_one_moment_whatever_happens_while_it_is_taken(cards, s
             ask(service, kind, content)
         before, seq = memory_of(service), service.journal.last_seq
         capture = Capture(
-            service._lock, service._users, service._context, service._labels, service._memory.early, no_pause
+            service._lock,
+            service.engine.users,
+            service.engine.context,
+            service.engine.labels,
+            service.engine.memory.early,
+            no_pause,
         )
         coming = capture.pieces()
         pieces: list[Piece] = []
@@ -526,7 +531,7 @@ def test_a_snapshot_is_of_one_moment_whatever_happens_while_it_is_taken(cards, s
         pieces += coming
         capture.end()
         write_snapshot(Path(b), cards.id, seq, pieces)
-        assert read_newest(Path(b), cards.id, seq, again._remember) == seq
+        assert read_newest(Path(b), cards.id, seq, again.engine.remember) == seq
         assert {**memory_of(again), "last_seq": seq} == before
         memory_of(service)  # which sees that it is in order, too
 
@@ -605,7 +610,7 @@ def test_without_context_the_order_within_the_window_does_not_matter(plain, data
         with tempfile.TemporaryDirectory(dir=RAM) as state, opened(plain, state) as service:
             for i in arrived:
                 ask(service, "score", rows[i])
-            states.append({name: array.copy() for name, array in service._users.arrays.items()})
+            states.append({name: array.copy() for name, array in service.engine.users.arrays.items()})
             answers.append(ask(service, "score", last))
     in_order, shuffled = states
     held = int(in_order["held"][0])

@@ -345,7 +345,7 @@ def test_what_was_stored_but_not_answered_is_a_duplicate_for_the_retry(cards, tm
     service = Service(cards, tmp_path)
     score(service, id="t0")
     with monkeypatch.context() as patched:
-        patched.setattr(service._memory, "settle", broken)  # the process dies after the record, before the answer
+        patched.setattr(service.engine.memory, "settle", broken)  # the process dies after the record, before the answer
         with pytest.raises(RequestError):
             score(service)
     crash(service)
@@ -470,7 +470,7 @@ def test_a_rebuild_takes_contexts_as_they_were_recorded(cards, tmp_path):
             other.journal.append_transaction(replace(service.journal.transaction("t1"), context=recorded.tobytes()))
             other.abandon()
     with Service(cards, tmp_path / "b") as again:
-        assert again._users.values[0, 0, 1:].tolist() == recorded.tolist()
+        assert again.engine.users.values[0, 0, 1:].tolist() == recorded.tolist()
 
 
 def test_a_model_that_reads_another_context_has_it_worked_out_anew(cards, cards_toml, make_bundle, tmp_path, memory_of):

@@ -305,7 +305,7 @@ def test_scoring_goes_on_while_a_snapshot_is_written(cards, tmp_path, memory_of,
             score(service, n, user=f"u{n % 5}", merchant=f"m{n % 6}", time=ROW["time"] + 7_200_000 * (n % 3))
         disk.go.set()
         snapshot.join(LIMIT_S)
-        assert read_newest(tmp_path / "a", cards.id, 30, again._remember) == 9
+        assert read_newest(tmp_path / "a", cards.id, 30, again.engine.remember) == 9
         assert {**memory_of(again), "last_seq": 9} == before
 
 
