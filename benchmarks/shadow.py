@@ -4,7 +4,7 @@
 
 A service on a registry of three models (as benchmarks.swap); in each round 0, 1 and 2 challengers score beside the one that
 answers, and are in step before it is measured. Latency counts from the moment when a request was due; CPU is the whole
-process's per request. Ratios are medians of those within rounds. Everything shares the machine's cores: with two of them, the
+process's per request. Figures are medians over the rounds, ratios of those within rounds. Everything shares the machine's cores: with two of them, the
 client, the server's threads and the challengers do. Writes benchmarks/results/shadow.json.
 """
 
@@ -43,7 +43,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     asked = parser.parse_args()
     rounds: list[dict[int, dict[str, Any]]] = []
-    latencies: dict[int, list[float]] = {case: [] for case in CASES}
     dropped = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,7 +62,6 @@ def main() -> None:
                     time.sleep(asked.seconds)
                     used = cpu_seconds(pid) - used
                     times = traffic.between(begin, time.perf_counter())
-                    latencies[case] += times
                     seen[case] = {**figures(times), "cpu_us": used / len(times) * 1e6}
                     dropped += sum(one["dropped"] for one in call(port)["shadow"])
                 rounds.append(seen)
@@ -76,7 +74,7 @@ def main() -> None:
         "dropped": dropped,
         "challengers": {
             case: {
-                **figures(latencies[case]),
+                **{f"{q}_ms": statistics.median(one[case][f"{q}_ms"] for one in rounds) for q in ("p50", "p99")},
                 "cpu_us_per_request": round(statistics.median(one[case]["cpu_us"] for one in rounds)),
             }
             for case in CASES
