@@ -290,9 +290,9 @@ class Part:
 
 
 def has_shape(status: int, body: bytes) -> bool:
-    """Whether an answer is JSON, and an error of the one shape."""
+    """Whether an answer is JSON, or figures for Prometheus, and an error of the one shape."""
     if status == 200:
-        return body == b"" or json.loads(body) is not None  # OPTIONS has no body
+        return body == b"" or body.startswith(b"# HELP ") or json.loads(body) is not None  # OPTIONS has no body
     error = json.loads(body)["error"]
     return set(error) == {"code", "message", "field"} and 0 < len(error["message"]) < 400
 

@@ -58,16 +58,16 @@ SCRIPT = textwrap.dedent(
     """
     import sys
     from seqfraud.cli import main
-    from serve.service import Service
+    from serve.engine import Engine
 
-    score = Service._score
+    score = Engine._score
 
     def crash(self, transaction, context):
         if transaction.amount == 666:
             raise KeyError(transaction.user, transaction.raw, "marker-crash")
         return score(self, transaction, context)
 
-    Service._score = crash
+    Engine._score = crash
     sys.exit(main(sys.argv[1:]))
     """
 )

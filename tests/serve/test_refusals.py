@@ -158,7 +158,7 @@ ADDRESSES: dict[str, Bad] = {
     "surrogate in the path": Bad(400, "bad_path", path="/v1/transactions/%ed%a0%80", method="GET"),
     **{f"{m} {p}": Bad(405, "method_not_allowed", row(), path=p, method=m)
        for m, p in (("GET", "/v1/score"), ("PUT", "/v1/score"), ("DELETE", "/v1/users/ann"), ("PATCH", "/v1/labels"),
-                    ("TRACE", "/v1/score"), ("POST", "/v1/model"), ("POST", "/healthz"))},
+                    ("TRACE", "/v1/score"), ("DELETE", "/v1/model"), ("POST", "/healthz"))},
     "invented method": Bad(405, "method_not_allowed", row(), method="BREW"),
 }  # fmt: skip
 ALL = {**SCORE, **BATCH, **LABELS, **ADDRESSES}

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import serve.snapshot
+from serve.engine import Engine
 from serve.service import Service
-from serve.snapshot import KEPT, Piece, Snapshotter, read_newest, write_snapshot
+from serve.snapshot import KEPT, Piece, Snapshotter, read_newest, remove_unfinished, write_snapshot
 
 ROW = {"user": "ann", "time": 1_600_000_000_000, "amount": 5, "merchant": "m", "device": "d"}
 LIMIT_S = 30.0
@@ -176,6 +177,7 @@ def test_a_snapshot_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
     assert names(tmp_path) == ["snapshot-000000000000001.bin"]
     (tmp_path / f".snapshot-000000000000009.bin.{os.getpid()}.tmp").write_bytes(b"left by a crash")
     assert mark_of(tmp_path) == 1
+    remove_unfinished(tmp_path)
     assert names(tmp_path) == ["snapshot-000000000000001.bin"], "what a crash left is not kept for ever"
     write(tmp_path, 2)
     assert mark_of(tmp_path) == 2
@@ -330,9 +332,9 @@ def test_a_running_service_takes_snapshots_and_the_next_start_reads_no_more_than
     crash(service)
     assert names(tmp_path)[-1] == file.name, "a crash takes none"
     replayed: list[int] = []
-    replay = Service._replay
+    replay = Engine.replay
     monkeypatch.setattr(
-        Service, "_replay", lambda s, r, as_recorded: (replayed.append(r.seq), replay(s, r, as_recorded))
+        Engine, "replay", lambda s, r, as_recorded: (replayed.append(r.seq), replay(s, r, as_recorded))
     )
     with Service(cards, tmp_path) as again:
         assert memory_of(again) == before
