@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.11 and make: `make demo` and `make test`.
+# Commands that do everything on a machine with Python 3.11 and make: `make demo`, `make demo-drift` and `make test`.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # with one thread a busy neighbour costs its share; with a thread per core OpenMP barriers wait for it (20 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test bench bench-quality crash fuzz lint lock clean
+.PHONY: setup demo demo-drift test bench bench-quality crash fuzz lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo
+
+# months in which a new kind of fraud appears: alarm, challenger, gate, shadow, promotion, rollback
+demo-drift: setup
+	$(BIN)/python -m benchmarks.demo_drift
 
 # a process per core, each with whole files: what a file sets up once stays set up once
 test: setup
@@ -54,4 +58,4 @@ lock: setup
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build demo demo-drift *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,6 +32,9 @@ def simulate(
             "one kind more frequent.",
         ),
     ] = None,
+    fraud_share: Annotated[
+        float, typer.Option(help="Share of the transactions that are fraud, about, without drifts.")
+    ] = 0.0085,
     json: JsonOption = False,
 ) -> None:
     """Make transactions with fraud that depends on history, merchant compromises and plain large amounts.
@@ -42,7 +45,8 @@ def simulate(
     """
     from training.simulate import Simulation, parse_drift, simulate_to
 
-    settings = Simulation(users=users, days=days, seed=seed, drift=tuple(parse_drift(text) for text in drift or ()))
+    drifts = tuple(parse_drift(text) for text in drift or ())
+    settings = Simulation(users=users, days=days, seed=seed, drift=drifts, fraud_share=fraud_share)
     out.parent.mkdir(parents=True, exist_ok=True)
     with bar("simulating", None) as progress:
         summary = simulate_to(settings, out, lambda done, of: progress.show(done, f"simulating /{of}"))
