@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -18,11 +19,13 @@ from seqfraud.bundle import Bundle
 from seqfraud.errors import ParityError, RequestError
 from seqfraud.registry import Registry
 from serve.challenger import ShadowSettings
+from serve.metrics import Registry as Metrics
 from serve.offline import score_journal
 from serve.records import TransactionRecord
 from serve.service import Service
 from serve.shadow import ROW, ShadowScores, read_shadow, shadow_folder
 
+DOCS = Path(__file__).parents[2] / "docs" / "monitoring.md"
 START = 1_600_000_000_000
 MINUTE = 60_000
 WHY = "it is better"
@@ -106,6 +109,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 def shadows(service: Service) -> dict[str, dict[str, Any]]:
     return {one["model"]: one for one in json.loads(service.model())["shadow"]}
+
+
+def scraped(service: Service) -> dict[str, float]:
+    """The figures of challengers by name, of which there is one."""
+    found = re.findall(r"^(seqfraud_shadow_\w+)\{model=\"\w+\"\} (\S+)$", service.metrics().decode(), re.MULTILINE)
+    return {name: float(value) for name, value in found}
 
 
 def in_step(service: Service, model: str) -> bool:
@@ -641,3 +650,17 @@ def test_nothing_was_scored_in_shadow_where_there_never_was_a_challenger(tmp_pat
     table = read_shadow(tmp_path)
     assert table.column_names == ["model", "seq", "id", "probability", "is_fraud", "decision"]
     assert len(table) == 0
+
+
+def test_a_challenger_is_counted(start, trio):
+    service = start(metrics=Metrics())
+    assert scraped(service) == {}
+    change(service, "shadow", trio[1].id)
+    for number in range(5):
+        score(service, number)
+    wait_for(lambda: in_step(service, trio[1].id) and scraped(service)["seqfraud_shadow_scored_total"] == 5)
+    named = set(re.findall(r"seqfraud_shadow_\w+", DOCS.read_text()))
+    assert scraped(service).keys() == named
+    assert scraped(service)["seqfraud_shadow_dropped_total"] == scraped(service)["seqfraud_shadow_stopped"] == 0
+    change(service, "withdraw", trio[1].id)
+    assert scraped(service) == {}

@@ -333,9 +333,7 @@ def test_a_running_service_takes_snapshots_and_the_next_start_reads_no_more_than
     assert names(tmp_path)[-1] == file.name, "a crash takes none"
     replayed: list[int] = []
     replay = Engine.replay
-    monkeypatch.setattr(
-        Engine, "replay", lambda s, r, as_recorded: (replayed.append(r.seq), replay(s, r, as_recorded))
-    )
+    monkeypatch.setattr(Engine, "replay", lambda s, r, as_recorded: (replayed.append(r.seq), replay(s, r, as_recorded)))
     with Service(cards, tmp_path) as again:
         assert memory_of(again) == before
     assert replayed == [5]
