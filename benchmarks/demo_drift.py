@@ -53,6 +53,7 @@ class Story:
         maturing: weeks from the alarm to the retraining: until then few labels of the new kind are known.
         compared: time on which the gate compares.
         after: weeks after the promotion.
+        insists: whether the gate has to let a challenger pass; else the last one goes on all the same.
     """
 
     users: int
@@ -65,6 +66,7 @@ class Story:
     maturing: int
     compared: str
     after: int
+    insists: bool = True
 
     @property
     def days(self) -> int:
@@ -74,13 +76,13 @@ class Story:
 
 
 STORY = Story(
-    users=500,
+    users=700,
     fraud_share=0.015,
     config=ROOT / "configs" / "drift.toml",
-    live=date(2025, 3, 5),
-    new_kind=date(2025, 3, 19),
-    factor=8,
-    patience=4,
+    live=date(2025, 3, 19),
+    new_kind=date(2025, 4, 2),
+    factor=12,
+    patience=6,
     maturing=3,
     compared="7d",
     after=2,
@@ -121,7 +123,7 @@ def tell(story: Story, folder: Path) -> Told:
         for _ in range(story.maturing):
             loop.week()
         challenger = loop.retrain()
-        loop.ask("challenge", challenger, "the gate lets it pass")
+        loop.ask("challenge", challenger, "what the gate said is in gate.json")
         loop.week()
         loop.wait_in_step(challenger)
         loop.ask("promote", challenger, "as good in shadow as the gate said")
@@ -244,7 +246,9 @@ class Loop:
             self.told.challenger = self.judged("challenger", report)
             if report["passed"]:
                 return self.told.challenger
-        raise RuntimeError("the gate refused every challenger")
+        if self.story.insists:
+            raise RuntimeError("the gate refused every challenger")
+        return self.told.challenger
 
     def judged(self, name: str, report: dict[str, Any]) -> str:
         """Tell what the gate said; the challenger's id."""
