@@ -532,6 +532,8 @@ def fuzz_decoder(bundles: list[Bundle], runs: int, seed: int, folder: Path) -> d
     tokens = {*(f'"{column}":'.encode() for column in columns), *(s for s in SPELLINGS if 0 < len(s) < 60)}
     words.write_text("".join('"' + "".join([f"\\x{byte:02x}" for byte in token]) + '"\n' for token in sorted(tokens)))
     options = [f"-runs={runs}", f"-seed={seed + 1}", "-max_len=4096", f"-dict={words}", f"-artifact_prefix={folder}/"]
+    # what it takes for its own peak is the largest that whoever starts it ever had: exec keeps ru_maxrss
+    options += ["-rss_limit_mb=0", "-malloc_limit_mb=2048"]
     command = [
         sys.executable,
         "-m",
