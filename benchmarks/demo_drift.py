@@ -53,7 +53,7 @@ class Story:
         maturing: weeks from the alarm to the retraining: until then few labels of the new kind are known.
         compared: time on which the gate compares.
         after: weeks after the promotion.
-        insists: whether the gate has to let a challenger pass; else the last one goes on all the same.
+        insists: whether the gate has to let a challenger pass; else the first one goes on whatever it says.
     """
 
     users: int
@@ -237,7 +237,7 @@ class Loop:
 
     def retrain(self) -> str:
         """A challenger that the gate lets pass, if need be after another week; its id."""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS if self.story.insists else 1):
             if attempt:
                 self.week()
             self.trained = self.folder / f"challenger-{self.now}"

@@ -21,7 +21,7 @@ SMALL = dataclasses.replace(
     live=date(2025, 3, 26),
     factor=40,
     patience=3,
-    maturing=2,
+    maturing=1,
     after=1,
     insists=False,
 )
@@ -54,10 +54,13 @@ def run_here_json(*args: object, codes: Collection[int] = (0,)) -> Any:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> drift_figures.Told:
+    config = tmp_path_factory.mktemp("config") / "brief.toml"
+    config.write_text(SMALL.config.read_text().replace("epochs = 8", "epochs = 4"))
+    small = dataclasses.replace(SMALL, config=config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_drift, "command", run_here)
         patch.setattr(demo_drift, "command_json", run_here_json)
-        return demo_drift.tell(SMALL, tmp_path_factory.mktemp("loop"))
+        return demo_drift.tell(small, tmp_path_factory.mktemp("loop"))
 
 
 @pytest.fixture(scope="module")
