@@ -13,6 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
@@ -282,8 +283,12 @@ class Loop:
 
     def score_all(self) -> None:
         """What the champion and the challenger say of every transaction, whoever answered: for the figures."""
-        for model in (self.told.champion, self.told.challenger):
+
+        def score(model: str) -> None:
             command("score", self.models / "bundles" / model, self.data, "--out", self.told.scores(model))
+
+        with ThreadPoolExecutor() as both:
+            list(both.map(score, (self.told.champion, self.told.challenger)))
 
 
 if __name__ == "__main__":
