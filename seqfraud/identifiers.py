@@ -24,7 +24,7 @@ import numpy as np
 from seqfraud.canonical import HASHED_PREFIX, network_of
 from seqfraud.config import IdentifiersConfig, Treatment
 from seqfraud.errors import ConfigError
-from seqfraud.files import replaced_file
+from seqfraud.files import replaced_file, sync_folder
 from seqfraud.schema import Schema
 from seqfraud.table import Coded, Int64, Transactions
 
@@ -204,9 +204,5 @@ def make_key(path: Path) -> bytes:
             file.write(key.hex() + "\n")
             file.flush()
             os.fsync(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
     return key

@@ -4,18 +4,18 @@ The events are the truth, one JSON object per line in a file that only grows; ev
 says what an event makes of what was, or why it may not be: the same words when it is asked for and when a file is read.
 """
 
-import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from seqfraud.config import format_instant, from_plain, parse_instant
 from seqfraud.errors import ConfigError, RegistryError
+from seqfraud.files import locked_folder, sync_folder
 
 Action = Literal["add", "promote", "rollback", "challenge", "withdraw"]
 AUTHOR_CHARACTERS = 200
@@ -172,27 +172,9 @@ class EventLog:
             raise RegistryError(f"{self._file}: cannot be written: {error.strerror}") from error
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One at a time, over threads and processes, for one folder. Raises RegistryError where it is not there."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise RegistryError(f"{folder}: no such registry: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Names in a folder are on disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """One at a time for one folder of a registry. Raises RegistryError where it is not there."""
+    return locked_folder(folder, lambda error: RegistryError(f"{folder}: no such registry: {error.strerror}"))
 
 
 def iso(seconds: float) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from seqfraud import card
 from seqfraud.bundle import FILES, MANIFEST, Bundle, open_bundle
 from seqfraud.errors import BundleError, RegistryError, SeqfraudError
-from seqfraud.files import replaced_file
-from seqfraud.modelevents import Action, Event, EventLog, Standing, alone, iso, sync_folder
+from seqfraud.files import replaced_file, sync_folder
+from seqfraud.modelevents import Action, Event, EventLog, Standing, alone, iso
 from seqfraud.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 
 EVENTS = "events.jsonl"

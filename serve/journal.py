@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from seqfraud.errors import JournalError, RunError
+from seqfraud.files import sync_folder
 from serve.index import Batch, Folded, Index, build_index, open_index
-from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Frame, Log, spell_head, sync_folder
+from serve.log import SEGMENT_BYTES, SYSTEM_DISK, BadFrameError, Disk, Frame, Log, spell_head
 from serve.records import (
     ActionRecord,
     LabelRecord,

@@ -8,7 +8,6 @@ Looking up by id tells nobody which ids exist: an unknown one is compared too, w
 is not in force gets the same answer.
 """
 
-import fcntl
 import hmac
 import logging
 import os
@@ -17,8 +16,8 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -30,7 +29,7 @@ import msgspec
 
 from seqfraud.config import parse_instant
 from seqfraud.errors import ConfigError, RequestError
-from seqfraud.files import replaced_file
+from seqfraud.files import locked_folder, replaced_file
 
 __all__ = [
     "ADMIN",
@@ -169,18 +168,9 @@ def revoke_key(path: Path, identity: str, now: float) -> None:
         _write(path, revoked)
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path) -> AbstractContextManager[None]:
     """One writer of the file at a time: two that add a key at once would lose one."""
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(f"{path.parent}: {error.strerror}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+    return locked_folder(path.parent, lambda error: ConfigError(f"{path.parent}: {error.strerror}"))
 
 
 def _write(path: Path, keys: list[Key]) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqfraud.errors import RunError
+from seqfraud.files import sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -134,15 +135,6 @@ class Disk:
 
 
 SYSTEM_DISK = Disk()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def segment_name(seq: int) -> str:

@@ -182,6 +182,7 @@ def declare_state(
     figures: Callable[[], Figures],
     ready: Callable[[], bool],
     rules: Callable[[], RuleBook],
+    unexplained: Callable[[], int],
     outbox: Outbox | None,
     degraded: Mapping[str, int],
     state: Path,
@@ -190,6 +191,7 @@ def declare_state(
 
     Args:
         rules: the book in force.
+        unexplained: answers whose reasons the model in force could not work out.
         degraded: degraded answers so far, by cause.
         state: the service's state folder.
     """
@@ -207,6 +209,9 @@ def declare_state(
         "Answers by the limits of [fallback].",
         ("cause",),
         lambda: {(cause,): count for cause, count in degraded.items()},
+    )
+    registry.counter(
+        "seqfraud_unexplained_answers_total", "Answers without their reasons, for a graph failed.", read=unexplained
     )
     registry.counter(
         "seqfraud_rule_hits_total",

@@ -1,6 +1,5 @@
 """A look at a service's state folder: every model given, its verdicts, and what a scheduler and Prometheus are told."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from serve.metrics import Gauge
 from serve.monitor import ModelReport, examine
 from serve.monitor_quality import LEAST_FRAUDS
 from serve.monitor_rows import read_rows, rows_of
+from serve.shadow import read_shadow
 from serve.verdicts import SEVERITY, Level, Rows, Span, Topic
 
 ESSENTIAL = ("traffic", "inputs", "scores", "labels")
@@ -105,7 +105,7 @@ def look(state: Path, bundles: Sequence[Bundle], span: Span) -> Report:
                 f"{bundles[0].path}, {', '.join(bundles[0].manifest.schema.fields)}"
             )
     journal = read_rows(state, bundles, span)
-    shadow = read_shadow_scores(state)
+    shadow = read_shadow(state)
     table = journal.table
     service = table["model"][-1].as_py() if len(table) else None
     models, agreement = [], {}
@@ -113,7 +113,7 @@ def look(state: Path, bundles: Sequence[Bundle], span: Span) -> Report:
         alike = [b.id for b in bundles if b.manifest.context == bundle.manifest.context]
         rows = rows_of(journal, bundle, alike)
         role = "in service" if bundle.id == service or (service is None and bundle is bundles[0]) else "before"
-        if role == "before" and shadow is not None:
+        if role == "before":
             scores = shadow.filter(pc.equal(shadow["model"], bundle.id))
             if len(scores):
                 role = SHADOW
@@ -128,15 +128,6 @@ def look(state: Path, bundles: Sequence[Bundle], span: Span) -> Report:
 
 
 # ---- challengers
-
-
-def read_shadow_scores(state: Path) -> pa.Table | None:
-    """Scores of challengers: `model, seq, id, probability, is_fraud, decision`; None where there are none."""
-    if not (state / SHADOW).is_dir() or importlib.util.find_spec("serve.shadow") is None:
-        return None
-    shadow = importlib.import_module("serve.shadow")
-    table: pa.Table = shadow.read_shadow(state)
-    return table
 
 
 def _places(journal: Journalled, scores: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seqfraud.errors import RunError
+from seqfraud.files import sync_folder
 from serve.index import Folded
 from serve.log import (
     BEGINNING,
@@ -23,7 +24,6 @@ from serve.log import (
     Segment,
     read_header,
     segment_name,
-    sync_folder,
     walk,
     write_header,
 )

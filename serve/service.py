@@ -201,6 +201,7 @@ class Service:
             self._figures,
             self.ready,
             lambda: self.engine.rules,
+            lambda: self.engine.explainer.failures,
             self._outbox,
             self.degraded_answers,
             self._state,

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from seqfraud.files import replaced_file
+from seqfraud.files import replaced_file, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def write_snapshot(
             _write(stream, _Whose(VERSION, bundle, seq, head), pieces)
         if wait_durable is not None:
             wait_durable(seq)
-    _sync_folder(state)
+    sync_folder(state)
     for old in sorted(state.glob("snapshot-*.bin"))[:-KEPT]:
         old.unlink(missing_ok=True)
     return final
@@ -129,14 +129,6 @@ def _write_frame(stream: IO[bytes], piece: Piece) -> int:
 def _sync(stream: IO[bytes]) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_unfinished(state: Path) -> None:

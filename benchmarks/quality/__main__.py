@@ -9,22 +9,16 @@ the rest too: `benchmarks.quality.compare`, `order`, `ablation`, `pictures`, `pa
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from benchmarks.processes import RESULTS, environment
 from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, read_fold, run, scores_file, seeded, summary
+from benchmarks.quality.results import kept
 from seqfraud.files import replaced_file
 
 RESULT = "handbook_quality.json"
-
-
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The runs that are in the result so far."""
-    return json.loads(file.read_text())["runs"] if file.is_file() else []
 
 
 def main() -> None:
@@ -43,7 +37,7 @@ def main() -> None:
     file = RESULTS / RESULT
     for setting in settings:
         for first in FOLDS:
-            made = {(r["setting"], r["fold"], r["seed"]) for r in rows_of(file)}
+            made = {(r["setting"], r["fold"], r["seed"]) for r in kept(file, "runs")}
             missing = [seed for seed in range(options.seeds) if (setting, first, seed) not in made]
             fold = read_fold(setting, first, 0) if missing else None
             for seed in missing:
@@ -51,7 +45,7 @@ def main() -> None:
                 row, table = run(seeded(fold, seed))
                 print(json.dumps(row), flush=True)
                 # read again: two processes, a setting each, may write by turns
-                rows = sorted([*rows_of(file), row], key=lambda r: (r["setting"], r["seed"], r["fold"]))
+                rows = sorted([*kept(file, "runs"), row], key=lambda r: (r["setting"], r["seed"], r["fold"]))
                 result = {**environment(), "summary": summary(rows), "runs": rows}
                 with replaced_file(file) as temporary:
                     temporary.write_text(json.dumps(result, indent=1) + "\n")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from benchmarks.processes import RESULTS, environment
 from benchmarks.quality.fitting import fit_gru
 from benchmarks.quality.handbook import DATA, FOLDS, VALIDATION_FOLD, Fold, read_fold
-from benchmarks.quality.results import GRU
+from benchmarks.quality.results import GRU, kept
 from benchmarks.quality.variants import WithoutRecurrence, limited_logits, without_run_state
 from seqfraud.config import Config
 from seqfraud.files import replaced_file
@@ -121,15 +121,9 @@ def _measured(fold: Fold, line: str, logit: Floats, whole: Floats) -> dict[str, 
     }
 
 
-def kept_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines that are there."""
-    lines: list[dict[str, Any]] = json.loads(file.read_text())["lines"] if file.is_file() else []
-    return lines
-
-
 def keep(file: Path, row: dict[str, Any]) -> None:
     """Add a line to the result."""
-    rows = sorted([*kept_lines(file), row], key=lambda r: (r["seed"], LINES.index(r["line"])))
+    rows = sorted([*kept(file, "lines"), row], key=lambda r: (r["seed"], LINES.index(r["line"])))
     with replaced_file(file) as temporary:
         result = {**environment(), "setting": SETTING, **_comparison(rows), "lines": rows}
         temporary.write_text(json.dumps(result, indent=1) + "\n")
@@ -173,7 +167,7 @@ def main() -> None:
     wanted = options.only or list(LINES)
     file = RESULTS / RESULT
     for seed in range(options.seeds):
-        made = [] if options.validation else [row["line"] for row in kept_lines(file) if row["seed"] == seed]
+        made = [] if options.validation else [row["line"] for row in kept(file, "lines") if row["seed"] == seed]
         missing = [line for line in wanted if line not in made]
         if not missing:
             continue

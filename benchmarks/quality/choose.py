@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.processes import RESULTS, environment
 from benchmarks.quality.fitting import fit_gru
 from benchmarks.quality.handbook import Fold, measured, read_fold, seeded
+from benchmarks.quality.results import kept
 from seqfraud.files import replaced_file
 
 RESULT = "handbook_choice.json"
@@ -59,15 +60,9 @@ CANDIDATES: dict[str, Candidate] = {
 """For "all". The rest is the setting's own."""
 
 
-def kept_runs(file: Path) -> list[dict[str, Any]]:
-    """The runs that are there."""
-    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.is_file() else []
-    return runs
-
-
 def keep(file: Path, row: dict[str, Any]) -> None:
     """Add a run; the means are over the weeks that a candidate has."""
-    rows = sorted([*kept_runs(file), row], key=lambda r: (r["setting"], r["candidate"], r["seed"], r["fold"]))
+    rows = sorted([*kept(file, "runs"), row], key=lambda r: (r["setting"], r["candidate"], r["seed"], r["fold"]))
     means = {}
     for name in {(r["setting"], r["candidate"]) for r in rows}:
         mine = [r["average_precision"] for r in rows if (r["setting"], r["candidate"]) == name]
@@ -84,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     file = RESULTS / RESULT
     for first in WEEKS:
-        made = {(r["setting"], r["candidate"], r["fold"], r["seed"]) for r in kept_runs(file)}
+        made = {(r["setting"], r["candidate"], r["fold"], r["seed"]) for r in kept(file, "runs")}
         wanted = [name for name in options.only or CANDIDATES if (SETTING, name, first, options.seed) not in made]
         if not wanted:
             continue

@@ -4,7 +4,9 @@ Every file may have more beside this (`environment`, settings, seconds); a figur
 left out. Shares are in 0..1, money in the currency of the data, log-loss in nats.
 """
 
-from typing import TypedDict
+import json
+from pathlib import Path
+from typing import Any, TypedDict
 
 HANDBOOK = "handbook_quality"
 HANDBOOK_PEERS = "handbook_peers"
@@ -130,3 +132,9 @@ class HandbookPictures(TypedDict):
     fold: str
     seed: int
     pictures: list[Picture]
+
+
+def kept(file: Path, part: str) -> list[dict[str, Any]]:
+    """What a result has of a part so far, row by row; nothing where there is no result yet."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text())[part] if file.is_file() else []
+    return rows

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from benchmarks.quality.ablation import LIMITED, LINES, TRAINED, WHOLE, keep, kept_lines, made_lines
+from benchmarks.quality.ablation import LIMITED, LINES, TRAINED, WHOLE, keep, made_lines
 from benchmarks.quality.handbook import Fold
+from benchmarks.quality.results import kept
 from benchmarks.quality.variants import WithoutRecurrence, limited_logits, without_run_state
 from seqfraud.config import DAY_MS, load_config
 from seqfraud.nn.model import SequenceModel
@@ -153,13 +154,13 @@ def test_every_line_is_made_and_compared_with_the_whole(prepared: Prepared, fold
 
 def test_lines_are_kept_in_the_order_in_which_they_are_listed(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    assert kept_lines(file) == []
+    assert kept(file, "lines") == []
     for line in reversed(LINES):
         less = None if line == WHOLE else {"difference": 0.1, "low": 0.0, "high": 0.2}
         own = {"estimate": 0.5, "low": 0.4, "high": 0.6}
         counts = {"fold": "2018-07-25", "rows": 9, "frauds": 3}
         keep(file, {"line": line, "seed": 0, **counts, "average_precision": own, "whole_minus_this": less})
-    assert [row["line"] for row in kept_lines(file)] == list(LINES)
+    assert [row["line"] for row in kept(file, "lines")] == list(LINES)
     shown = json.loads(file.read_text())
     assert list(shown["models"]) == ["gru", *LINES[1:]]
     assert list(shown["differences"]) == list(LINES[1:])

@@ -288,7 +288,7 @@ def test_a_challenger_is_measured_on_the_rows_that_it_scored_in_shadow(
             "is_fraud": flipped >= 0.6, "decision": ["decline" if p >= 0.8 else "approve" for p in flipped],
         }
     )  # fmt: skip
-    monkeypatch.setattr("serve.monitor_report.read_shadow_scores", lambda _: scores)
+    monkeypatch.setattr("serve.monitor_report.read_shadow", lambda _: scores)
     report = look(quiet_state, [known, cards], Span(END, 7 * DAY_MS, 28 * DAY_MS))
     champion, challenger = report.models
     assert (champion.role, challenger.role) == ("in service", "shadow")
