@@ -84,6 +84,10 @@ class House(Protocol):
     check_deadline: Callable[[], None]
     before_waiting: Callable[[], None]
 
+    @property
+    def closing(self) -> bool:
+        """No change can be made any more."""
+
     def new_engine(self, bundle: Bundle) -> Engine:
         """An engine beside the one in force. Raises RequestError 409 where it does not belong to this journal."""
 
@@ -197,7 +201,7 @@ class Models:
             raise RequestError(409, "conflict", f"another change goes on: {self.changing}; ask again", retry_after=5)
         try:
             self._house.before_waiting()
-            with _refused_in_words():
+            with _refused_in_words(self._house):
                 model = self._named(registry, asked)
                 self.changing = f"{asked.action} {model}"
                 if asked.action == "shadow":
@@ -353,10 +357,15 @@ def _verified(registry: Registry, model: str) -> Bundle:
 
 
 @contextmanager
-def _refused_in_words() -> Iterator[None]:
+def _refused_in_words(house: House) -> Iterator[None]:
     """Whatever keeps a model from coming into force as a refusal: nothing was changed by it."""
     try:
-        yield
+        try:
+            yield
+        except (SeqfraudError, OSError, sqlite3.Error) as error:
+            if house.closing:  # the journal may be closed under it at any point
+                raise RequestError(503, "not_ready", "the service is stopping; nothing changed") from error
+            raise
     except (BundleError, ParityError, ModelError, RunError) as error:
         raise RequestError(409, "model_refused", f"the model cannot come into force: {error}", "model") from error
     except RegistryError as error:

@@ -857,6 +857,11 @@ class Service:
         policy_of, settings = self._policies.get, self._shadow
         return Challenger(engine, self._journal, self._state, policy_of, settings, every, records)
 
+    @property
+    def closing(self) -> bool:
+        """It was told to stop."""
+        return self._closing.is_set()
+
     def rest(self, seconds: float) -> None:
         """Give up the processor, for work beside scoring. Raises RunError where the service is being closed."""
         if self._closing.wait(seconds):

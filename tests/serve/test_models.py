@@ -451,6 +451,7 @@ def test_a_service_that_closes_ends_a_swap_that_goes_on(start, trio, registry, m
     wait_for(lambda: service.models.changing)
     service.close()
     thread.join(30)
+    assert (errors[0].status, errors[0].code) == (503, "not_ready")
     assert "stopping" in errors[0].message
     assert registry.champion == trio[0].id
 
