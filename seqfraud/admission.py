@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seqfraud.config import CONTEXT_INPUTS
-from seqfraud.context import ContextSpec
+from seqfraud.context import FOREVER, ContextSpec
 from seqfraud.errors import BundleError
 from seqfraud.graph import NEXT, GraphSpec, StateSpec
 from seqfraud.schema import Schema
@@ -215,6 +215,7 @@ def _check_context(context: ContextSpec) -> None:
         _require_within("context.half_lives", half_life, 1, MAX_DURATION_MS)
     _require_within("context.habit_half_life", context.habit_half_life, 1, MAX_DURATION_MS)
     _require_within("context.label_delay", context.label_delay, 0, MAX_DURATION_MS)
+    _require_within("context.run_memory", context.run_memory, 1, FOREVER)
     for name, inputs in (("inputs", context.inputs), ("user_inputs", context.user_inputs)):
         if not inputs or inputs != tuple(kind for kind in CONTEXT_INPUTS if kind in inputs):
             raise BundleError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from seqfraud.admission import MANIFEST_BYTES, check_manifest, parse_manifest, require_same
 from seqfraud.config import CleaningConfig, IdentifiersConfig, from_plain
-from seqfraud.context import ContextSpec
+from seqfraud.context import FOREVER, ContextSpec
 from seqfraud.errors import BundleError, ConfigError
 from seqfraud.files import replaced_file
 from seqfraud.graph import GraphSpec
@@ -147,6 +147,7 @@ class Manifest:
                     None if context["user"] is None else int(context["user"]),
                     tuple(context["inputs"]),
                     tuple(context["user_inputs"]),
+                    int(context.get("run_memory", FOREVER)),
                 ),
                 vocabularies=vocabularies,
                 graph=GraphSpec.from_dict(raw["graph"]),

@@ -141,6 +141,8 @@ class FeaturesConfig:
     )
     habit_half_life: Duration = Duration(HABIT_HALF_LIFE)
     """Of an entity's mean amount, with which the amount at hand is compared."""
+    run_memory: Duration = Duration(60 * DAY_MS)
+    """How long an entity's last known fraud is remembered after it could be known."""
     context_inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
     """What reaches the model of each entity; everything is kept all the same."""
     user_inputs: tuple[ContextInput, ...] = ("ratio", "fraud", "run")
@@ -444,6 +446,8 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: features.half_lives: expected one or more durations above 0")
     if features.habit_half_life <= 0:
         raise ConfigError(f"{source}: features.habit_half_life: expected a duration above 0")
+    if features.run_memory <= 0:
+        raise ConfigError(f"{source}: features.run_memory: expected a duration above 0")
     for name in ("context_inputs", "user_inputs"):
         if not getattr(features, name):
             raise ConfigError(f"{source}: features.{name}: expected one or more of {', '.join(CONTEXT_INPUTS)}")

@@ -14,7 +14,9 @@ label counts as known honest one label delay after its time.
 
 The run of known frauds, folded over label effects in the order in which they take effect: a fraud begins a new run if
 it is the first, or if an honest transaction newer than the last known fraud is known; else it lengthens the run. Where
-a label is corrected, the earlier one is taken out of the fold and the new one appended.
+a label is corrected, the earlier one is taken out of the fold and the new one appended. A run whose last known fraud is
+older than `run_memory` reads as no run at all, and a last known honest transaction as old as none: or the longer a service
+runs, the more entities had a fraud once, and the less what is read is what the model was trained on.
 
 Where the user is an entity, a transaction has two ratios to its user's habit: of its amount, and of the mean amount of
 late, by the shortest half-life and itself counted. A run has the least of each over its frauds: whether one of them was
@@ -45,6 +47,9 @@ Mask = npt.NDArray[np.bool_]
 
 NEVER = -(2**62)
 """A time before every time; differences with real times do not overflow int64."""
+
+FOREVER = 2**62
+"""A duration that no age exceeds."""
 
 NO_ENTITY = 0
 """Row of the table that stands for a missing value: reads as an entity that was never seen, never changes."""
@@ -84,6 +89,8 @@ class ContextSpec:
     """What is read of all that is kept, in this order."""
     user_inputs: tuple[ContextInput, ...] = CONTEXT_INPUTS
     """The same of the user's column."""
+    run_memory: int = FOREVER
+    """Milliseconds after its transaction for which the last known fraud, or the last known honest one, is remembered."""
 
     @property
     def width(self) -> int:
@@ -133,6 +140,7 @@ def context_spec(config: Config, schema: Schema) -> ContextSpec:
         schema.user_entity,
         tuple(kind for kind in CONTEXT_INPUTS if kind in features.context_inputs),
         tuple(kind for kind in CONTEXT_INPUTS if kind in features.user_inputs),
+        int(config.data.label_delay + features.run_memory),
     )
 
 
@@ -259,7 +267,7 @@ class ContextTable:
             if ratio_at is not None:
                 out[ratio_at] = amount_ratio(amount, sums.item(COUNT, -1), sums.item(AMOUNT, -1))
             if run_at < end:
-                out[run_at:end] = run_read(self.run[row].tolist(), now)[: end - run_at]
+                out[run_at:end] = run_read(self.run[row].tolist(), now, self.spec.run_memory)[: end - run_at]
         return out
 
     def _read_of(self, column: int) -> tuple[int, Int64, int | None, int, int]:
@@ -410,31 +418,38 @@ class SavedRows:
     """How long the list of each one's label effects is."""
 
 
-def run_read(run: list[int], now: int) -> tuple[float, int, float, float, float, float]:
+def run_read(run: list[int], now: int, memory: int) -> tuple[float, int, float, float, float, float]:
     """Age of the run (days), its length, days since the last known fraud and honest transaction, least ratios; or -1.
 
-    Days, because labels come late: on the logarithmic scale of the model a month is then wide enough to be told from five
-    weeks, which it is not in seconds.
+    What is older than `memory` (ms) is as if it had never been. Days, because labels come late: on the logarithmic scale of
+    the model a month is then wide enough to be told from five weeks, which it is not in seconds.
     """
     began, length, fraud, honest, least = run
+    since = UNKNOWN_AGE if honest == NEVER or now - honest > memory else (now - honest) / DAY_MS
+    if length == 0 or now - fraud > memory:
+        return UNKNOWN_AGE, 0, UNKNOWN_AGE, since, UNKNOWN_RATIO, UNKNOWN_RATIO
     return (
-        UNKNOWN_AGE if began == NEVER else (now - began) / DAY_MS,
+        (now - began) / DAY_MS,
         length,
-        UNKNOWN_AGE if fraud == NEVER else (now - fraud) / DAY_MS,
-        UNKNOWN_AGE if honest == NEVER else (now - honest) / DAY_MS,
-        (least & _OWN) / ORDINARY if length else UNKNOWN_RATIO,
-        (least >> 31) / ORDINARY if length else UNKNOWN_RATIO,
+        (now - fraud) / DAY_MS,
+        since,
+        (least & _OWN) / ORDINARY,
+        (least >> 31) / ORDINARY,
     )
 
 
-def run_numbers(run: Int64, now: Int64) -> Float64:
+def run_numbers(run: Int64, now: Int64, memory: int) -> Float64:
     """float64 [N, 6]: `run_read` of N states."""
-    out = np.empty((len(run), 6))
-    out[:, 1] = run[:, LENGTH]
-    for at, least in ((4, run[:, LEAST] & _OWN), (5, run[:, LEAST] >> 31)):
-        out[:, at] = np.where(run[:, LENGTH] == 0, UNKNOWN_RATIO, least / ORDINARY)
-    for at, state in ((0, BEGAN), (2, LAST_FRAUD), (3, LAST_HONEST)):
-        out[:, at] = np.where(run[:, state] == NEVER, UNKNOWN_AGE, (now - run[:, state]) / DAY_MS)
+    out = np.full((len(run), 6), (UNKNOWN_AGE, 0, UNKNOWN_AGE, UNKNOWN_AGE, UNKNOWN_RATIO, UNKNOWN_RATIO))
+    known = np.flatnonzero((run[:, LENGTH] > 0) & (now - run[:, LAST_FRAUD] <= memory))
+    began, length, fraud, _, least = run[known].T
+    out[known, 0] = (now[known] - began) / DAY_MS
+    out[known, 1] = length
+    out[known, 2] = (now[known] - fraud) / DAY_MS
+    out[known, 4] = (least & _OWN) / ORDINARY
+    out[known, 5] = (least >> 31) / ORDINARY
+    honest = np.flatnonzero((run[:, LAST_HONEST] != NEVER) & (now - run[:, LAST_HONEST] <= memory))
+    out[honest, 3] = (now[honest] - run[honest, LAST_HONEST]) / DAY_MS
     return out
 
 
@@ -618,7 +633,7 @@ def _fill_column(
     if "ratio" in places:
         nothing[places["ratio"]] = UNKNOWN_RATIO
     if "run" in places:
-        nothing[places["run"]] = run_read(list(NO_RUN), 0)[: len(nothing) - places["run"].start]
+        nothing[places["run"]] = run_read(list(NO_RUN), 0, FOREVER)[: len(nothing) - places["run"].start]
     out[absent if place is None else place[absent]] = nothing
     rows = _by_entity(coded.codes, time)
     told = _told_effects(rows, coded.codes, effects)
@@ -635,7 +650,7 @@ def _fill_column(
         if habit is not None:
             flat[:, places["ratio"]] = habit[low:high, None]
         if runs is not None:
-            numbers = run_numbers(runs.read(rows, low, high), rows.time[low:high])
+            numbers = run_numbers(runs.read(rows, low, high), rows.time[low:high], spec.run_memory)
             flat[:, places["run"]] = numbers[:, : len(nothing) - places["run"].start]
         at = rows.order[low:high]
         out[at if place is None else place[at]] = flat

@@ -7,6 +7,7 @@ from typing import Any
 from seqfraud.bundle import Bundle
 from seqfraud.card import FIGURES, PARTS
 from seqfraud.config import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from seqfraud.context import FOREVER
 
 SPANS = ("rows", "frauds", "users", "first", "last")
 """What is compared of the training data."""
@@ -66,13 +67,15 @@ def _plain(bundle: Bundle) -> dict[str, Any]:
     """The manifest as plain data, with durations as people write them."""
     content = bundle.manifest.as_dict()
     context = content["context"]
-    words = {name: _duration(context[name]) for name in ("label_delay", "habit_half_life")}
+    words = {name: _duration(context[name]) for name in ("label_delay", "habit_half_life", "run_memory")}
     half_lives = [_duration(ms) for ms in context["half_lives"]]
     return {**content, "context": {**context, **words, "half_lives": half_lives}}
 
 
 def _duration(ms: int) -> str:
     """As it is, in the largest unit that holds it a whole number of times: two that differ differ in words."""
+    if ms == FOREVER:
+        return "for good"
     for unit, size in (("d", DAY_MS), ("h", HOUR_MS), ("min", MINUTE_MS), ("s", SECOND_MS)):
         if ms % size == 0:
             return f"{ms // size} {unit}"

@@ -185,6 +185,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "number of context.half_lives: seen 500; expected .* to 32",
     ),
     "a habit of zero": (lambda m: m["context"].update(habit_half_life=0), "context.habit_half_life: seen 0"),
+    "no memory of runs": (lambda m: m["context"].update(run_memory=0), "context.run_memory: seen 0"),
     "a user that is no context": (lambda m: m["context"].update(user=1), "context.user: 1; the schema says None"),
     "no inputs": (
         lambda m: m["context"].update(inputs=[]),

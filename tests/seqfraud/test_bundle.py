@@ -28,7 +28,7 @@ from seqfraud.bundle import (
     write_manifest,
 )
 from seqfraud.config import CleaningConfig
-from seqfraud.context import ContextSpec
+from seqfraud.context import FOREVER, ContextSpec
 from seqfraud.errors import BundleError
 from seqfraud.graph import TensorSpec, gru_graph
 from seqfraud.policy import Costs, Policy, Thresholds
@@ -48,7 +48,7 @@ SCHEMA = Schema(
     ip=("address",),
     geo=(("lat", "long"),),
 )
-CONTEXT = ContextSpec(("shop", "address"), (DAY, 7 * DAY), 3 * DAY)
+CONTEXT = ContextSpec(("shop", "address"), (DAY, 7 * DAY), 3 * DAY, run_memory=9 * DAY)
 FULL = Manifest(
     kind="gru",
     schema=SCHEMA,
@@ -252,6 +252,12 @@ def test_a_bundle_of_format_1_decides_by_its_thresholds(bundle: Path) -> None:
     change_manifest(bundle, lambda raw: raw.update(decision={"by": "expected_loss", "review": 3.0}), sign=True)
     with pytest.raises(BundleError, match=r"decision\.by: seen 'expected_loss'; expected 'thresholds'"):
         open_bundle(bundle)
+
+
+def test_a_bundle_that_does_not_say_how_long_runs_are_remembered_remembers_them_for_good(bundle: Path) -> None:
+    assert open_bundle(bundle).manifest.context.run_memory == 9 * DAY
+    change_manifest(bundle, lambda raw: raw["context"].pop("run_memory"), sign=True)
+    assert open_bundle(bundle).manifest.context.run_memory == FOREVER
 
 
 def test_a_policy_by_the_amount_travels_and_needs_one(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_minimal_configuration_has_the_defaults() -> None:
     assert config.data.label_delay == 7 * DAY_MS
     assert config.features.half_lives == (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
     assert config.features.habit_half_life == 90 * DAY_MS
+    assert config.features.run_memory == 60 * DAY_MS
     assert config.features.context_inputs == ("count", "amount", "ratio", "fraud", "honest", "run")
     assert config.split is None
 
@@ -289,6 +290,7 @@ DATA = "[data]\nuser = 'u'\ntime = 't'\nlabel = 'y'\nlabel_known_at = 'k'\n"
         ("numeric = ['x']\nhalf_lives = []", "features.half_lives: expected one or more durations above 0"),
         ("numeric = ['x']\nhalf_lives = ['1d', '0s']", "features.half_lives: expected one or more durations above 0"),
         ("numeric = ['x']\nhabit_half_life = '0d'", "features.habit_half_life: expected a duration above 0"),
+        ("numeric = ['x']\nrun_memory = '0d'", "features.run_memory: expected a duration above 0"),
         (
             "context = ['m']\ncontext_inputs = []",
             "features.context_inputs: expected one or more of count, amount, ratio, fraud, honest, run",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from seqfraud import context as context_module
 from seqfraud.config import CONTEXT_INPUTS, ContextInput, parse_config
 from seqfraud.context import (
+    FOREVER,
     NO_ENTITY,
     USUAL,
     ContextSpec,
@@ -100,6 +101,10 @@ class SlowContext:
         run, last_fraud, last_honest = run_of(entity.labels)
         began = min((at for at, _ in run), default=None)
         least = [min((ratios[i] for _, ratios in run), default=-1.0) for i in (0, 1)]
+        if last_fraud is not None and now - last_fraud > self.spec.run_memory:
+            run, began, last_fraud, least = [], None, None, [-1.0, -1.0]
+        if last_honest is not None and now - last_honest > self.spec.run_memory:
+            last_honest = None
         ages = [-1.0 if at is None else (now - at) / DAY for at in (began, last_fraud, last_honest)]
         numbers = [*count, *total, self.ratio(entity, time, amount), *known_fraud, *known_honest]
         return [*numbers, ages[0], float(len(run)), ages[1], ages[2], *([] if self.spec.user is None else least)]
@@ -266,12 +271,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows=files(),
     delay=st.sampled_from([0, 1, 5_000, 20_000]),
     user=st.sampled_from([None, 0, 1]),
+    memory=st.sampled_from([FOREVER, 5_000, 27_001]),
     with_known_at=st.booleans(),
 )
 def test_online_and_offline_equal_the_reference(
-    rows: list[Row], delay: int, user: int | None, with_known_at: bool
+    rows: list[Row], delay: int, user: int | None, memory: int, with_known_at: bool
 ) -> None:
-    spec = replace(SPEC, label_delay=delay, user=user)
+    spec = replace(SPEC, label_delay=delay, user=user, run_memory=memory)
     want = replay(SlowContext(spec), rows, delay, with_known_at)
 
     assert_same(replay(ContextTable(spec, capacity=2), rows, delay, with_known_at), want)
@@ -682,6 +688,19 @@ def test_rows_are_copied_as_they_were_when_the_cut_was_made(change: str) -> None
     assert [*first["effects"], *second["effects"]] == lengths
 
 
+def test_an_old_run_reads_as_none_and_a_new_fraud_brings_it_back() -> None:
+    spec = replace(HAND, run_memory=10 * DAY, user=0)
+    times = [0, 10 * DAY, 10 * DAY + 1, 20 * DAY, 22 * DAY]
+    kinds = [FRAUD, UNKNOWN, UNKNOWN, FRAUD, UNKNOWN]
+    reads = both_ways([Row(("t",), t, 1.0, k) for t, k in zip(times, kinds, strict=True)], spec, with_known_at=False)
+    names = [f"terminal.{name}" for name in ("run_age_d", "run_length", "since_fraud_d", "run_least_ratio")]
+    assert [reads[1][name] for name in names] == [10.0, 1.0, 10.0, 1.0], "as long as it is remembered"
+    for read in reads[2:4]:
+        assert [read[name] for name in names] == [-1.0, 0.0, -1.0, -1.0]
+    assert reads[3]["terminal.since_honest_d"] == 10.0 - 1 / DAY
+    assert [reads[4][name] for name in names] == [2.0, 1.0, 2.0, 1.0]
+
+
 def test_last_run_of_no_effects() -> None:
     never = context_module.NEVER
     assert last_run(np.zeros(0, dtype=np.int64)).tolist() == [never, 0, never, never, 0]
@@ -711,18 +730,26 @@ def test_spec_of_a_configuration() -> None:
         "test",
     )
     spec = ContextSpec(
-        ("shop", "address"), (HOUR, 2 * DAY), 3 * DAY, 90 * DAY, None, CONTEXT_INPUTS, ("ratio", "fraud", "run")
+        ("shop", "address"),
+        (HOUR, 2 * DAY),
+        3 * DAY,
+        90 * DAY,
+        None,
+        CONTEXT_INPUTS,
+        ("ratio", "fraud", "run"),
+        63 * DAY,
     )
     assert context_spec(config, schema_of(config)) == spec
     config = parse_config(
         """
         data = {user = "u", time = "t"}
-        features = {context = ["shop", "u"], habit_half_life = "30d", context_inputs = ["run", "ratio"]}
+        features = {context = ["shop", "u"], habit_half_life = "30d", run_memory = "5d", context_inputs = ["run", "ratio"]}
         """,
         "test",
     )
     spec = context_spec(config, schema_of(config))
     assert (spec.habit_half_life, spec.user, spec.inputs) == (30 * DAY, 1, ("ratio", "run"))
+    assert spec.run_memory == 12 * DAY, "from when a fraud could be known"
 
 
 # ---- habits
