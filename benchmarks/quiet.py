@@ -21,7 +21,7 @@ from seqfraud.bulk import read_for_bundle, score_encoded
 from seqfraud.bundle import Bundle, open_bundle
 from seqfraud.config import DAY_MS, WEEK_MS, parse_instant
 from seqfraud.files import replaced_file
-from seqfraud.fingerprint import Columns, gaps_of
+from seqfraud.fingerprint import Columns, gaps_of, stacked
 from seqfraud.metrics import wilson
 from seqfraud.runtime import SequenceGraph
 from seqfraud.sequences import encode
@@ -151,6 +151,7 @@ def rows_of(bundle: Bundle, data: Path) -> tuple[Rows, np.ndarray[Any, Any]]:
         context=encoded.context[order],
         gap=gaps_of(user, table.time),
         absent=absent,
+        entity=stacked([column.codes for column in table.entities()], len(table)),
     )
     everything = np.ones(len(table), dtype=bool)
     assert table.label is not None

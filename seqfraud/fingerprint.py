@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from seqfraud.config import DAY_MS, HOUR_MS, WEEK_MS, format_instant
 from seqfraud.context import UNKNOWN_AGE, ContextSpec
-from seqfraud.drift import Distribution, Floats, bins_of, distribution_of, edges_of, groups_of
+from seqfraud.drift import Codes, Distribution, Floats, bins_of, distribution_of, edges_of, groups_of
 from seqfraud.errors import BundleError
 from seqfraud.schema import Schema
 from seqfraud.vocabulary import FIRST, UNSEEN, Vocabulary
@@ -47,6 +47,7 @@ class Columns:
         context: [N, K].
         gap: [N] seconds since the user's event before, NaN where there is none.
         absent: by column with numbers or texts, mask [N] of the rows without a value.
+        entity: [N, E] codes of the context's entities, any number for a missing one.
     """
 
     time: npt.NDArray[np.int64]
@@ -56,6 +57,41 @@ class Columns:
     context: npt.NDArray[np.floating[Any]]
     gap: Floats
     absent: Mapping[str, Mask]
+    entity: npt.NDArray[np.integer[Any]]
+
+    def take(self, rows: Mask) -> "Columns":
+        """Some of the rows."""
+        return Columns(
+            self.time[rows],
+            self.user[rows],
+            self.numeric[rows],
+            self.categorical[rows],
+            self.context[rows],
+            self.gap[rows],
+            {name: mask[rows] for name, mask in self.absent.items()},
+            self.entity[rows],
+        )
+
+
+class Groupings:
+    """What rows hang together: those of one user, and in what is read of an entity those of one entity too.
+
+    One network that many users share, and about which a fraud becomes known, moves the inputs of all of them at once.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self.user = groups_of(columns.user)
+        """int [N]."""
+        self._columns = columns
+        self._of: dict[int, Codes] = {}
+
+    def of(self, view: "View") -> list[Codes]:
+        """int [N] each: the groupings that a view is to be counted over; the one that leaves more doubt is right."""
+        if view.entity is None:
+            return [self.user]
+        if view.entity not in self._of:
+            self._of[view.entity] = groups_of(self._columns.entity[:, view.entity])
+        return [self.user, self._of[view.entity]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +103,8 @@ class View:
     values: Floats | None
     bins: npt.NDArray[np.intp] | None = None
     k: int = 0
+    entity: int | None = None
+    """Of which of the E entities it is read."""
 
     def binned(self, edges: Sequence[float]) -> tuple[npt.NDArray[np.intp], int]:
         """Bins [N], -1 for none, and how many there are."""
@@ -89,8 +127,11 @@ def views(schema: Schema, context: ContextSpec, vocabularies: Sequence[Vocabular
         bins = np.where(ids <= UNSEEN, -1, np.minimum(ids - FIRST, CATEGORIES)).astype(np.intp)
         yield View(vocabulary.column, "category", None, bins, min(known, CATEGORIES + 1))
     lately = _lately(context, columns.context.astype(np.float64))
-    for i, name in enumerate(context.names()):
-        yield View(name, "context", lately[:, i])
+    names = context.names()
+    for column in range(len(context.columns)):
+        of_column = context.numbers_of(column)
+        for i in range(of_column.start, of_column.stop):
+            yield View(names[i], "context", lately[:, i], entity=column)
     yield View("time.gap", "clock", columns.gap)
     yield View("time.hour", "clock", None, (columns.time % DAY_MS // HOUR_MS).astype(np.intp), 24)
 
@@ -132,7 +173,7 @@ def drift_reference(
         probability: [N], NaN where a row was not scored.
         begin, validation, end: of the training time and its validation days, ms.
     """
-    time, group = columns.time, groups_of(columns.user)
+    time, groupings = columns.time, Groupings(columns)
     first = max(end - REFERENCE_DAYS * DAY_MS, (begin + end) // 2)
     reference = (time >= first) & (time < end)
     held_out = (time >= validation) & (time < end)
@@ -142,8 +183,9 @@ def drift_reference(
     def described(view: View, rows: Mask, apart: Mapping[str, list[Mask]]) -> dict[str, Any] | None:
         edges = edges_of(view.values[rows]) if view.values is not None else []
         bins, k = view.binned(edges)
-        found = distribution_of(bins, edges, k, group, rows, apart)
-        return None if found is None else asdict(found)
+        found = [distribution_of(bins, edges, k, group, rows, apart) for group in groupings.of(view)]
+        least_sure = max((one for one in found if one is not None), key=lambda one: one.noise, default=None)
+        return None if least_sure is None else asdict(least_sure)
 
     inputs = {v.name: described(v, reference, windows) for v in views(schema, context, vocabularies, columns)}
     absent = {name: described(flag_view(name, mask), reference, windows) for name, mask in columns.absent.items()}
@@ -216,3 +258,11 @@ def gaps_of(user: npt.NDArray[Any], time: npt.NDArray[np.int64]) -> Floats:
     same = user[order][1:] == user[order][:-1]
     gap[order[1:]] = np.where(same, np.maximum(np.diff(time[order]), 0) / 1000, np.nan)
     return gap
+
+
+def stacked(codes: Sequence[npt.NDArray[np.integer[Any]]], rows: int) -> npt.NDArray[np.int32]:
+    """int32 [N, E] of E columns [N]; [N, 0] of none."""
+    out = np.empty((rows, len(codes)), dtype=np.int32)
+    for i, column in enumerate(codes):
+        out[:, i] = column
+    return out

@@ -125,7 +125,7 @@ class Transactions:
     def entities(self) -> list[Coded]:
         """The E context columns: values as they are, IP addresses as their network."""
         plain = [self.text(column) for column in self.schema.context]
-        return plain + [_networks(self.text(column)) for column in self.schema.ip]
+        return plain + [networks_of(self.text(column)) for column in self.schema.ip]
 
     def id_texts(self) -> list[str]:
         """The id of every row as the service would answer it; without an id column derived from the content."""
@@ -156,7 +156,7 @@ class Transactions:
         return zip(*(column.texts() for column in self.texts), strict=True)
 
 
-def _networks(addresses: Coded) -> Coded:
+def networks_of(addresses: Coded) -> Coded:
     """Codes of networks from codes of addresses."""
     nets = [network_of(text) for text in addresses.values]
     codes: dict[str, int] = {}

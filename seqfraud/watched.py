@@ -84,23 +84,18 @@ def measure_watched(
     fraud = np.asarray(label) == 1
     group = groups_of(user)
     weights = np.ones(len(fraud)) if weight is None else weight
-    figures: dict[str, Between] = {}
+    figures = measure_precision(fraud, probability, day, user, alert_share, weight, rounds)
 
     def keep(name: str, found: Interval | Between | None) -> None:
         if found is not None:
             figures[name] = Between(found.estimate, found.low, found.high)
 
     keep(
-        "average_precision",
-        bootstrap_interval("average_precision", fraud, probability, group, weight=weight, rounds=rounds),
-    )
-    keep(
         "recall_at_1pct_fpr",
         bootstrap_interval("recall_at_1pct_fpr", fraud, probability, group, weight=weight, rounds=rounds),
     )
     if len(fraud):
         taken = alerted(probability, day, alert_share) * weights
-        keep("precision_at_budget", ratio(taken * fraud, taken, group, rounds))
         keep("fraud_share", ratio(weights * fraud, weights, group, rounds))
         if amount is not None:
             lost = np.where(fraud, np.maximum(np.nan_to_num(amount), 0.0), 0.0)
@@ -110,6 +105,29 @@ def measure_watched(
             keep("calibration_in_the_large", calibration[0])
             keep("calibration_slope", calibration[1])
     return Watched(len(fraud), int(fraud.sum()), alert_share, figures)
+
+
+def measure_precision(
+    label: npt.NDArray[Any],
+    probability: Floats,
+    day: npt.NDArray[np.int64],
+    user: npt.NDArray[Any],
+    alert_share: float,
+    weight: Floats | None = None,
+    rounds: int = ROUNDS,
+) -> dict[str, Between]:
+    """Average precision, and precision at the budget: the figures that depend on how common fraud is (`as_common_as`)."""
+    fraud, group = np.asarray(label) == 1, groups_of(user)
+    figures = {}
+    average = bootstrap_interval("average_precision", fraud, probability, group, weight=weight, rounds=rounds)
+    if average is not None:
+        figures["average_precision"] = Between(average.estimate, average.low, average.high)
+    if len(fraud):
+        taken = alerted(probability, day, alert_share) * (np.ones(len(fraud)) if weight is None else weight)
+        precision = ratio(taken * fraud, taken, group, rounds)
+        if precision is not None:
+            figures["precision_at_budget"] = precision
+    return figures
 
 
 def ratio(part: Floats, whole: Floats, group: Codes, rounds: int = ROUNDS) -> Between | None:
@@ -127,7 +145,7 @@ def ratio(part: Floats, whole: Floats, group: Codes, rounds: int = ROUNDS) -> Be
 def as_common_as(fraud: Mask, share: float, weight: Floats | None) -> Floats:
     """Weights [N] under which the share of fraud is `share`: honest rows count more or less often.
 
-    Average precision depends on how common fraud is; so weighted, it can be compared with that of other weeks.
+    Precision depends on how common fraud is; so weighted, it can be compared with that of other weeks.
     """
     weights = np.ones(len(fraud)) if weight is None else weight
     frauds, honest = float(weights[fraud].sum()), float(weights[~fraud].sum())

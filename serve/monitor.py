@@ -17,7 +17,6 @@ from seqfraud.drift import (
     LEAST_ROWS,
     SURE,
     WATCH,
-    Codes,
     Distribution,
     Moved,
     Share,
@@ -28,7 +27,7 @@ from seqfraud.drift import (
     groups_of,
     share_of,
 )
-from seqfraud.fingerprint import WINDOWS, DriftReference, View, flag_view, read_reference, views
+from seqfraud.fingerprint import WINDOWS, DriftReference, Groupings, View, flag_view, read_reference, views
 from seqfraud.policy import flag_many
 from seqfraud.vocabulary import UNSEEN
 from seqfraud.watched import KEY, Between, Expected, Watched, expected_quality
@@ -188,7 +187,7 @@ def _drift(
 ) -> tuple[tuple[Compared, ...], tuple[Compared, ...], Compared | None]:
     """Inputs, missing and unseen values, and scores beside the reference."""
     columns = recent.columns
-    group = groups_of(columns.user)
+    groupings = Groupings(columns)
     seen = views(manifest.schema, manifest.context, manifest.vocabularies, columns)
     inputs = [(v, reference.inputs[v.name]) for v in seen if v.name in reference.inputs]
     flags = [
@@ -203,20 +202,21 @@ def _drift(
     together = len(inputs) + len(flags) + 1
     score = None
     if reference.score is not None:
-        own_group = groups_of(own.columns.user)
-        score = _compared(View("score", "number", own.probability), reference.score, own_group, window, together)
+        view = View("score", "number", own.probability)
+        score = _compared(view, reference.score, Groupings(own.columns), window, together)
     return (
-        tuple(_compared(view, found, group, window, together) for view, found in inputs),
-        tuple(_compared(view, found, group, window, together) for view, found in flags),
+        tuple(_compared(view, found, groupings, window, together) for view, found in inputs),
+        tuple(_compared(view, found, groupings, window, together) for view, found in flags),
         score,
     )
 
 
-def _compared(view: View, reference: Distribution, group: Codes, window: int, together: int) -> Compared:
+def _compared(view: View, reference: Distribution, groupings: Groupings, window: int, together: int) -> Compared:
     bins, k = view.binned(reference.edges)
     if k != len(reference.share):  # another vocabulary than the fingerprint's
         bins, k = np.full(len(bins), -1), len(reference.share)
-    moved = compare(reference, counts_of(bins, group, k))
+    found = [compare(reference, counts_of(bins, group, k)) for group in groupings.of(view)]
+    moved = max(found, key=lambda one: (2.0 if one.chance is None else one.chance, -one.low))
     quiet = quiet_for(reference, window)
     return Compared(
         view.name, view.kind, judged(moved, quiet, together), moved, quiet, reference.share, reference.edges

@@ -1,6 +1,6 @@
 """How good a model still is where labels have matured, and what its probabilities say before they have."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,16 @@ from seqfraud.drift import Floats, groups_of
 from seqfraud.metrics import Mask, bootstrap_interval
 from seqfraud.policy import flag_many
 from seqfraud.vocabulary import UNSEEN
-from seqfraud.watched import ALERT_SHARE, Between, Expected, Watched, as_common_as, measure_watched, ratio
+from seqfraud.watched import (
+    ALERT_SHARE,
+    Between,
+    Expected,
+    Watched,
+    as_common_as,
+    measure_precision,
+    measure_watched,
+    ratio,
+)
 from serve.verdicts import Labels, Level, Rows, Segment, Span, Topic, worst
 
 LEAST_FRAUDS = 30
@@ -19,7 +28,7 @@ LEAST_FRAUDS = 30
 LEAST_DUE = 20
 """Frauds that the scores expect, of which not one was labelled: then labels do not come."""
 LOST = {"watch": 0.9, "alarm": 0.75}
-"""Of a figure of the validation days: quality is clearly below where the intervals lie apart and the figure below this."""
+"""Of a figure of the validation days: a watch where it is surely lower and below this share, an alarm where it is surely below."""
 OFF = {"watch": float(np.log(1.5)), "alarm": float(np.log(2.5))}
 """Log-odds by which the probabilities are too low or too high: so many times the frauds that were expected."""
 STEEP = {"watch": 1.3, "alarm": 2.0}
@@ -73,19 +82,13 @@ def assess(
     budget = ALERT_SHARE if known is None else known.alert_share
     day = seen.columns.time // DAY_MS
     quality = measure_watched(fraud, seen.probability, day, seen.columns.user, seen.amount, budget, weight)
-    average = quality.figures.get("average_precision")
+    comparable = dict(quality.figures)
     if known is not None and "fraud_share" in known.figures:
-        found = bootstrap_interval(
-            "average_precision",
-            fraud,
-            seen.probability,
-            groups_of(seen.columns.user),
-            weight=as_common_as(fraud, known.figures["fraud_share"].estimate, weight),
-        )
-        average = None if found is None else Between(found.estimate, found.low, found.high)
+        alike = as_common_as(fraud, known.figures["fraud_share"].estimate, weight)
+        comparable |= measure_precision(fraud, seen.probability, day, seen.columns.user, budget, alike)
     segments = tuple(_segments(manifest, seen, weight))
-    topics += [_quality_topic(known, quality, average, labels), _calibration(quality, segments)]
-    return labels, quality, average, segments, topics
+    topics += [_quality_topic(known, comparable, labels), _calibration(quality, segments)]
+    return labels, quality, comparable.get("average_precision"), segments, topics
 
 
 def _labels(labels: Labels, delay: int) -> Topic:
@@ -110,14 +113,13 @@ def _labels(labels: Labels, delay: int) -> Topic:
     return Topic("labels", "ok", words)
 
 
-def _quality_topic(known: Watched | None, now: Watched, average: Between | None, labels: Labels) -> Topic:
+def _quality_topic(known: Watched | None, figures: Mapping[str, Between], labels: Labels) -> Topic:
     if known is None:
         return Topic("quality", "unknown", "the figures of the validation days are not in this bundle")
     if labels.frauds < LEAST_FRAUDS:
         return Topic(
             "quality", "unknown", f"{labels.frauds} known frauds are too few; expected at least {LEAST_FRAUDS}"
         )
-    figures = {**now.figures, **({} if average is None else {"average_precision": average})}
     pairs = [
         (name, figures[name], known.figures[name]) for name in COMPARED if name in figures and name in known.figures
     ]
@@ -137,13 +139,21 @@ def _capped(level: Level, name: str) -> Level:
 
 
 def below(now: Between, then: Between) -> Level:
-    """Whether a figure is clearly below what it was: by the interval of the difference for a watch, for an alarm with both
-    intervals apart, and by so much that it matters."""
-    lost = then.estimate - now.estimate
-    unsure = float(np.hypot(then.estimate - then.low, now.high - now.estimate))
-    if now.high < then.low and now.estimate < LOST["alarm"] * then.estimate:
+    """Whether a figure is clearly below what it was, by the interval of the quotient of both, which are not sure themselves.
+
+    That of independent quantities from their intervals by the square-root rule on the logarithms (Zou and Donner, "Construction
+    of confidence limits about effect measures", Statistics in Medicine 27 (2008)).
+    """
+    if then.low <= 0:  # nothing that could surely be lost
+        return "ok"
+    if now.estimate <= 0:
+        most = now.high / then.low
+    else:
+        unsure = np.hypot(np.log(then.estimate / then.low), np.log(now.high / now.estimate))
+        most = now.estimate / then.estimate * float(np.exp(unsure))
+    if most < LOST["alarm"]:
         return "alarm"
-    return "watch" if lost > unsure and now.estimate < LOST["watch"] * then.estimate else "ok"
+    return "watch" if most < 1 and now.estimate < LOST["watch"] * then.estimate else "ok"
 
 
 def _calibration(now: Watched, segments: Sequence[Segment]) -> Topic:

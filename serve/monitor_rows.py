@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from seqfraud.bundle import Bundle
 from seqfraud.config import DAY_MS
-from seqfraud.fingerprint import Columns, gaps_of
+from seqfraud.fingerprint import Columns, gaps_of, stacked
+from seqfraud.table import MISSING, Coded, networks_of
 from seqfraud.vocabulary import FIRST, UNSEEN, Vocabulary
 from serve.journalled import Journalled, read_journal
 from serve.verdicts import Rows, Span
@@ -39,7 +40,7 @@ def rows_of(journal: Journalled, bundle: Bundle, alike: Collection[str]) -> Rows
     manifest, table = bundle.manifest, journal.table
     assert journal.fields is not None
     fields, schema = journal.fields, manifest.schema
-    user = table["user"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    user, _ = _codes(table["user"])
     time = table["time"].to_numpy()
     model = table["model"]
     decision = table["decision"]
@@ -60,6 +61,9 @@ def rows_of(journal: Journalled, bundle: Bundle, alike: Collection[str]) -> Rows
         ),
         gap=gaps_of(user, time),
         absent={column: fields[column].is_null().to_numpy() for column in (*schema.numbers, *schema.texts)},
+        entity=stacked(
+            [*(_codes(fields[c])[0] for c in schema.context), *(_networks(fields[c]) for c in schema.ip)], len(time)
+        ),
     )
     return Rows(
         columns=columns,
@@ -71,6 +75,19 @@ def rows_of(journal: Journalled, bundle: Bundle, alike: Collection[str]) -> Rows
         amount=None if schema.amount is None else _floats(table["amount"]),
         label=label,
     )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """int64 [N]: a number for each text, -1 where null; and the texts."""
+    found = column.combine_chunks().dictionary_encode()
+    codes: npt.NDArray[np.int64] = pc.fill_null(found.indices, MISSING).to_numpy().astype(np.int64)
+    return codes, found.dictionary.to_pylist()
+
+
+def _networks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """int64 [N]: a number for the network of each IP address, -1 where there is none."""
+    codes, addresses = _codes(column)
+    return networks_of(Coded(codes.astype(np.int32), addresses)).codes.astype(np.int64)
 
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -54,17 +54,8 @@ class Rows:
 
     def take(self, rows: Mask) -> "Rows":
         """Some of the rows."""
-        c = self.columns
         return Rows(
-            Columns(
-                c.time[rows],
-                c.user[rows],
-                c.numeric[rows],
-                c.categorical[rows],
-                c.context[rows],
-                c.gap[rows],
-                {name: mask[rows] for name, mask in c.absent.items()},
-            ),
+            self.columns.take(rows),
             self.own[rows],
             self.probability[rows],
             self.alerted[rows],

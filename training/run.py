@@ -27,7 +27,7 @@ from seqfraud.drift import groups_of, share_of
 from seqfraud.errors import RunError
 from seqfraud.files import replaced_file
 from seqfraud.fingerprint import KEY as DRIFT
-from seqfraud.fingerprint import Columns, drift_reference, gaps_of
+from seqfraud.fingerprint import Columns, drift_reference, gaps_of, stacked
 from seqfraud.metrics import measure_quality
 from seqfraud.nn.checkpoint import Run, described, may_be_missing, versions
 from seqfraud.nn.model import SequenceModel
@@ -356,6 +356,7 @@ def columns_of(prepared: Prepared) -> Columns:
         context=encoded.context,
         gap=gaps_of(user, encoded.time),
         absent=absent,
+        entity=stacked([column.codes[encoded.arrival] for column in table.entities()], len(table)),
     )
 
 

@@ -12,7 +12,7 @@ from seqfraud.config import DAY_MS, parse_config
 from seqfraud.context import ContextSpec, context_spec
 from seqfraud.drift import compare, counts_of, groups_of
 from seqfraud.errors import BundleError
-from seqfraud.fingerprint import KEY, Columns, drift_reference, gaps_of, read_reference, views
+from seqfraud.fingerprint import KEY, Columns, Groupings, drift_reference, gaps_of, read_reference, views
 from seqfraud.schema import Schema, schema_of
 from seqfraud.vocabulary import Vocabulary
 
@@ -37,7 +37,14 @@ def parts() -> tuple[Schema, ContextSpec, Columns, np.ndarray]:
     categorical[(time >= VALIDATION) & (rng.random(ROWS) < 0.2)] = 1
     numbers = rng.random((ROWS, context.width)).astype(np.float32)
     columns = Columns(
-        time, user, numeric, categorical, numbers, gaps_of(user, time), {"amount": np.isnan(numeric[:, 0])}
+        time,
+        user,
+        numeric,
+        categorical,
+        numbers,
+        gaps_of(user, time),
+        {"amount": np.isnan(numeric[:, 0])},
+        rng.integers(0, 300, (ROWS, len(context.columns))),
     )
     probability = np.where(time < VALIDATION, 0.9, rng.beta(1, 50, ROWS))
     return schema, context, columns, probability
@@ -89,6 +96,32 @@ def test_a_week_of_the_training_time_is_as_its_reference_and_a_season_widens_wha
     season = columns.numeric * (1 + (columns.time[:, None] - BEGIN) // (7 * DAY_MS) % 4)
     seasonal = read_reference({KEY: reference((schema, context, replace(columns, numeric=season), probability))})
     assert seasonal is not None and seasonal.inputs["amount"].quiet["7d"] > 0.2
+
+
+def test_what_is_read_of_one_entity_by_many_users_is_as_unsure_as_entities_are(parts):
+    """One of thirty devices that everybody uses is another than it was: for users alone that would be sure."""
+    schema, context, columns, probability = parts
+    rng = np.random.default_rng(1)
+    entity, numbers = columns.entity.copy(), columns.context.copy()
+    entity[:, 1] = np.where(rng.random(ROWS) < 0.3, 0, rng.integers(1, 30, ROWS))
+    at = context.names().index("device.count_0.5d")
+    later = columns.time >= VALIDATION
+    numbers[:, at] = np.random.default_rng(2).random(30)[entity[:, 1]]
+    known = replace(columns, entity=entity, context=numbers.copy())
+    numbers[later & (entity[:, 1] == 0), at] += 1
+    changed = replace(known, context=numbers)
+    found = read_reference({KEY: reference((schema, context, known, probability))})
+    assert found is not None
+    view = {view.name: view for view in views(schema, context, VOCABULARIES, changed)}["device.count_0.5d"]
+    assert view.entity == 1
+    bins, k = view.binned(found.inputs[view.name].edges)
+    groupings = Groupings(changed.take(later)).of(view)
+    by_user, by_device = (compare(found.inputs[view.name], counts_of(bins[later], g, k)) for g in groupings)
+    assert by_user.psi == by_device.psi > 0.3
+    assert by_device.low < by_user.low and by_device.chance > by_user.chance
+    apart = replace(known, entity=np.arange(ROWS)[:, None].repeat(len(context.columns), axis=1))
+    alone = read_reference({KEY: reference((schema, context, apart, probability))})
+    assert alone is not None and alone.inputs[view.name].noise < found.inputs[view.name].noise
 
 
 def test_fraud_of_long_ago_is_none_in_what_is_compared(parts):

@@ -336,6 +336,7 @@ def small(rows: int, time: np.ndarray, label: list[int], **changes: Any) -> Rows
     columns = Columns(
         time=time, user=np.arange(rows) % 50, numeric=np.full((rows, 1), 20.0), categorical=np.full((rows, 1), 2),
         context=np.zeros((rows, 28), dtype=np.float32), gap=np.full(rows, np.nan), absent={},
+        entity=np.zeros((rows, 2), dtype=np.int32),
     )  # fmt: skip
     plain = {"own": ~no, "probability": np.full(rows, 0.1), "alerted": no, "declined": no, "control": no,
              "amount": np.full(rows, 20.0), "label": np.array(label, dtype=np.int8)}  # fmt: skip
@@ -388,7 +389,9 @@ def test_of_the_declined_those_let_through_at_random_stand_for_all(known):
     ("now", "then", "level"),
     [((0.5, 0.4, 0.6), (0.55, 0.5, 0.6), "ok"), ((0.48, 0.45, 0.51), (0.6, 0.55, 0.65), "watch"),
      ((0.3, 0.25, 0.35), (0.6, 0.55, 0.65), "alarm"), ((0.3, 0.0, 0.6), (0.6, 0.55, 0.65), "ok"),
-     ((0.58, 0.579, 0.581), (0.6, 0.599, 0.601), "ok"), ((0.9, 0.8, 1.0), (0.6, 0.55, 0.65), "ok")],
+     ((0.58, 0.579, 0.581), (0.6, 0.599, 0.601), "ok"), ((0.9, 0.8, 1.0), (0.6, 0.55, 0.65), "ok"),
+     ((0.31, 0.25, 0.37), (0.5, 0.42, 0.58), "watch"), ((0.31, 0.25, 0.37), (0.5, 0.49, 0.51), "alarm"),
+     ((0.0, 0.0, 0.0), (0.5, 0.4, 0.6), "alarm"), ((0.0, 0.0, 0.0), (0.1, 0.0, 0.3), "ok")],
 )  # fmt: skip
 def test_quality_is_below_only_where_it_is_clearly_so(now, then, level):
     assert below(Between(*now), Between(*then)) == level
