@@ -76,6 +76,8 @@ FIELDS = "fields"
 """Key of the journal's note that says which fields its transactions have."""
 FOLD_ABOVE = 5_000
 """As many as a snapshot is worth (SNAPSHOT_RECORDS): one by one they are still quick."""
+IDLE_S = 1.0
+"""Where nothing was stored for so long, work beside scoring does not rest."""
 REFUSE = FallbackSettings()
 
 
@@ -128,6 +130,8 @@ class Service:
         self._limits = Limits(inputs)
         self._lock = threading.RLock()
         self._closing = threading.Event()
+        self._rested_at = (clock_time.monotonic(), -1)
+        """When the journal was last seen to have grown, and its last record then."""
         self._policies = {bundle.id: manifest.policy}
         """Of the models that have been in force since the start."""
         self._shadow = shadow or ShadowSettings()
@@ -863,8 +867,14 @@ class Service:
         return self._closing.is_set()
 
     def rest(self, seconds: float) -> None:
-        """Give up the processor, for work beside scoring. Raises RunError where the service is being closed."""
-        if self._closing.wait(seconds):
+        """Give up the processor, for work beside scoring, unless nothing is scored anyway.
+
+        Raises RunError where the service is being closed.
+        """
+        now, seq = clock_time.monotonic(), self._journal.last_seq
+        if seq != self._rested_at[1]:
+            self._rested_at = now, seq
+        if self._closing.wait(seconds if now - self._rested_at[0] < IDLE_S else 0):
             raise RunError("the service is stopping")
 
     def put_in_force(self, ready: CatchUp, author: str, body: bytes) -> Engine:

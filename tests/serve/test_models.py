@@ -456,6 +456,21 @@ def test_a_service_that_closes_ends_a_swap_that_goes_on(start, trio, registry, m
     assert registry.champion == trio[0].id
 
 
+def test_work_beside_scoring_rests_only_while_something_is_stored(start, monkeypatch):
+    service = start()
+    waited: list[float] = []
+    monkeypatch.setattr(service._closing, "wait", waited.append)
+    monkeypatch.setattr("serve.service.IDLE_S", 3600.0)
+    score(service, 1)
+    service.rest(0.25)
+    long_ago = -(10.0**6)
+    service._rested_at = (long_ago, service._rested_at[1])
+    service.rest(0.25)
+    score(service, 2)
+    service.rest(0.25)
+    assert waited == [0.25, 0, 0.25]
+
+
 def test_a_registry_that_was_changed_without_the_service_is_caught_up_with(start, trio, registry):
     service = start()
     registry.promote(trio[1].id, "bob", "by hand")
