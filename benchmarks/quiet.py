@@ -4,6 +4,8 @@ A small model is trained on the first months of one long simulation and then lef
 on as before, so that every alarm is a false one. Transactions and contexts are scored in bulk, week after week is looked at
 as the monitor would at its end. Neighbouring weeks share three quarters of the rows that quality is measured on.
 
+How the model itself ages is shown beside one that never forgets a known fraud (`features.run_memory`).
+
 Example: python -m benchmarks.quiet
 """
 
@@ -22,7 +24,7 @@ from seqfraud.bundle import Bundle, open_bundle
 from seqfraud.config import DAY_MS, WEEK_MS, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.fingerprint import Columns, gaps_of, stacked
-from seqfraud.metrics import wilson
+from seqfraud.metrics import average_precision, wilson
 from seqfraud.runtime import SequenceGraph
 from seqfraud.sequences import encode
 from seqfraud.table import MISSING
@@ -51,6 +53,7 @@ categorical = ["category"]
 context = ["merchant_id", "device_id", "user_id"]
 geo = [["lat", "long"]]
 ip = ["ip"]
+run_memory = "{memory}"
 [split]
 train_start = "2025-01-15"
 validation = "14d"
@@ -67,6 +70,7 @@ dropout = 0.2
 alert_share = 0.01
 decline_precision = 0.9
 """
+MEMORY, FOR_GOOD = "60d", "36500d"
 CHANGES = {
     "new_pattern": "new_pattern@2025-06-05:3",
     "inflation": "inflation@2025-06-05:1.5",
@@ -83,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     began = time.perf_counter()
-    bundle = prepared_bundle(args.folder)
+    bundle = prepared_bundle(args.folder, MEMORY)
     rows, user = rows_of(bundle, args.folder / "quiet.parquet")
     result: dict[str, Any] = {
         "weeks": args.weeks,
@@ -101,6 +105,10 @@ def main() -> None:
         print(part, json.dumps(found), flush=True)
 
     keep("quiet", counted(looked(bundle, rows, args.weeks)))
+    ageing = {MEMORY: by_quarter(rows, args.weeks)}
+    never = prepared_bundle(args.folder, FOR_GOOD)
+    ageing["for good"] = by_quarter(rows_of(never, args.folder / "quiet.parquet")[0], args.weeks)
+    keep("ageing_by_run_memory", ageing)
     changes = {}
     for name, drift in CHANGES.items():
         data = args.folder / f"{name}.parquet"
@@ -112,18 +120,37 @@ def main() -> None:
     keep("quiet_small", {"users": FEW, **counted(looked(bundle, rows.take(user < FEW), args.weeks))})
 
 
-def prepared_bundle(folder: Path) -> Bundle:
+def by_quarter(rows: Rows, weeks: int) -> list[dict[str, float]]:
+    """How right the probabilities are, and how good, in each quarter of the weeks."""
+    out = []
+    week = (rows.columns.time - parse_instant(BEGIN)) // WEEK_MS
+    for i in range(4):
+        inside = (week >= weeks * i // 4) & (week < weeks * (i + 1) // 4)
+        fraud, probability = rows.label[inside] == 1, rows.probability[inside]
+        out.append(
+            {
+                "frauds": int(fraud.sum()),
+                "expected": round(float(probability.sum())),
+                "average_precision": average_precision(fraud, probability),
+            }
+        )
+    return out
+
+
+def prepared_bundle(folder: Path, memory: str) -> Bundle:
     """The long simulation, and a model of its first months; what is there already is used."""
+    bundle = folder / f"bundle-{memory}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "quiet.parquet").exists():
         simulate(folder / "quiet.parquet", DAYS)
-    if not (folder / "bundle").exists():
+    if not bundle.exists():
         first_months = folder / "train.parquet"
         simulate(first_months, 135)
-        (folder / "quiet.toml").write_text(CONFIG, encoding="utf-8")
-        command("train", folder / "quiet.toml", "--data", first_months, "--out", folder / "run")
-        command("export", folder / "run", "--out", folder / "bundle")
-    return open_bundle(folder / "bundle")
+        config, run = folder / f"quiet-{memory}.toml", folder / f"run-{memory}"
+        config.write_text(CONFIG.format(memory=memory), encoding="utf-8")
+        command("train", config, "--data", first_months, "--out", run)
+        command("export", run, "--out", bundle)
+    return open_bundle(bundle)
 
 
 def simulate(out: Path, days: int, drift: str | None = None) -> None:
