@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqfraud.config import DAY_MS, HOUR_MS, WEEK_MS, format_instant
-from seqfraud.context import UNKNOWN_AGE, ContextSpec
+from seqfraud.context import ContextSpec
 from seqfraud.drift import Codes, Distribution, Floats, bins_of, distribution_of, edges_of, groups_of
 from seqfraud.errors import BundleError
 from seqfraud.schema import Schema
@@ -24,10 +24,8 @@ KEY = "drift"
 """Of the fingerprint."""
 CATEGORIES = 30
 """Of a vocabulary, the most frequent ones; the others are one bin."""
-LATELY_DAYS = 30.0
-"""Known fraud longer ago is none in what is compared: what is remembered for good only ever grows."""
 LEAST_KNOWN = 0.05
-"""A decayed sum of known frauds below it is none, for the same reason."""
+"""A decayed sum of known frauds below it is none in what is compared: the longer a service runs, the more of them are above 0."""
 REFERENCE_DAYS = 28
 QUIET_DAYS = 56
 """Before the end of the training, in which windows are compared with the reference: earlier, counters were filling up."""
@@ -126,30 +124,24 @@ def views(schema: Schema, context: ContextSpec, vocabularies: Sequence[Vocabular
         known = len(vocabulary.values)
         bins = np.where(ids <= UNSEEN, -1, np.minimum(ids - FIRST, CATEGORIES)).astype(np.intp)
         yield View(vocabulary.column, "category", None, bins, min(known, CATEGORIES + 1))
-    lately = _lately(context, columns.context.astype(np.float64))
+    numbers = _without_traces(context, columns.context.astype(np.float64))
     names = context.names()
     for column in range(len(context.columns)):
         of_column = context.numbers_of(column)
         for i in range(of_column.start, of_column.stop):
-            yield View(names[i], "context", lately[:, i], entity=column)
+            yield View(names[i], "context", numbers[:, i], entity=column)
     yield View("time.gap", "clock", columns.gap)
     yield View("time.hour", "clock", None, (columns.time % DAY_MS // HOUR_MS).astype(np.intp), 24)
 
 
-def _lately(spec: ContextSpec, context: Floats) -> Floats:
-    """[N, K]: contexts without the known fraud of long ago."""
+def _without_traces(spec: ContextSpec, context: Floats) -> Floats:
+    """[N, K]: contexts without what is left of known fraud of long ago."""
     out = context.copy()
     for column in range(len(spec.columns)):
         at, places = spec.numbers_of(column).start, spec.places(column)
         if "fraud" in places:
             sums = out[:, at + places["fraud"].start : at + places["fraud"].stop]
             sums[np.abs(sums) < LEAST_KNOWN] = 0.0
-        if "run" in places:
-            age, _, since_fraud, since_honest, *_ = range(at + places["run"].start, at + places["run"].stop)
-            long_ago = (out[:, since_fraud] > LATELY_DAYS) | (out[:, since_fraud] == UNKNOWN_AGE)
-            for number in range(age, at + places["run"].stop):
-                if number != since_honest:
-                    out[long_ago, number] = UNKNOWN_AGE
     return out
 
 

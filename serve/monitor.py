@@ -5,7 +5,7 @@ where the rows do not allow one, and then says why. Letters: N rows, K bins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,8 @@ from seqfraud.drift import (
     Distribution,
     Moved,
     Share,
-    bins_of,
     compare,
     counts_of,
-    distribution_of,
     groups_of,
     share_of,
 )
@@ -35,8 +33,6 @@ from serve.monitor_quality import assess, estimate
 from serve.verdicts import Compared, Labels, Level, Rows, Segment, Span, Topic, worst
 
 LEAST_SILENCE = 6 * HOUR_MS
-LATELY = 28 * DAY_MS
-"""Before the window: scores that are as they were then have not changed just now."""
 SILENT_ROWS = 100
 """No data: nothing came for so long, and for a time in which so many transactions would have come in the training time."""
 MORE_ALERTS = {"watch": 1.5, "alarm": 2.0}
@@ -95,11 +91,7 @@ def examine(manifest: Manifest, model: str, role: str, rows: Rows, span: Span) -
         )
         topics += [missing, Topic("scores", "unknown", missing.words)]
     else:
-        before = (time >= span.now - span.window - LATELY) & (time < span.now - span.window)
-        earlier = rows.take(before & rows.own & ~np.isnan(rows.probability))
         inputs, values, score = _drift(manifest, reference, recent, own, span.window)
-        if score is not None:
-            score = _aged(score, own, earlier, len(inputs) + len(values) + 1)
         topics += [
             _drift_topic("inputs", inputs, reference),
             _drift_topic("values", values, reference),
@@ -221,23 +213,6 @@ def _compared(view: View, reference: Distribution, groupings: Groupings, window:
     return Compared(
         view.name, view.kind, judged(moved, quiet, together), moved, quiet, reference.share, reference.edges
     )
-
-
-def _aged(score: Compared, own: Rows, earlier: Rows, together: int) -> Compared:
-    """No alarm where the scores are as they were in the weeks before the window: then they have changed slowly, or long ago.
-
-    A model that is left alone remembers more and more known fraud, and its scores move with that over months.
-    """
-    if score.level != "alarm" or len(earlier) < LEAST_ROWS:
-        return score
-    edges, k = score.edges, len(score.reference)
-    all_rows = np.ones(len(earlier), dtype=bool)
-    group = groups_of(earlier.columns.user)
-    then = distribution_of(bins_of(earlier.probability, edges), edges, k, group, all_rows, {})
-    now = counts_of(bins_of(own.probability, edges), groups_of(own.columns.user), k)
-    if then is None or judged(compare(then, now), 0.0, together) != "ok":
-        return score
-    return replace(score, level="watch")
 
 
 def quiet_for(reference: Distribution, window: int) -> float:

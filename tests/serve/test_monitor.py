@@ -307,24 +307,6 @@ def test_a_challenger_is_measured_on_the_rows_that_it_scored_in_shadow(
 # ---- scores of a model that ages
 
 
-def test_scores_that_moved_slowly_are_a_watch_and_those_that_moved_now_an_alarm(known):
-    """Against the reference both are the same; four weeks before the window tell them apart."""
-    rows, rng = 4000, np.random.default_rng(0)
-    time = np.sort(rng.integers(END - 35 * DAY_MS, END, rows))
-    fresh = time >= END - DAY_MS * 7
-    span = Span(END, 7 * DAY_MS, 7 * DAY_MS)
-    found = {}
-    for name, moved in (("slowly", np.ones(rows, dtype=bool)), ("now", fresh)):
-        probability = np.where(moved, rng.uniform(0.9, 1, rows), rng.uniform(0, 0.3, rows))
-        made = small(rows, time, [-1] * rows, probability=probability)
-        width = known.manifest.context.width
-        columns = dataclasses.replace(made.columns, context=np.zeros((rows, width), dtype=np.float32))
-        report = examine(known.manifest, known.id, "in service", dataclasses.replace(made, columns=columns), span)
-        assert report.score is not None and report.score.moved.low > 0.5
-        found[name] = report.score.level
-    assert found == {"slowly": "watch", "now": "alarm"}
-
-
 # ---- labels and time
 
 
