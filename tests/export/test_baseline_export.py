@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,12 +28,14 @@ from seqfraud.nn.baseline import CLASSIFIER, Baseline, RowFeatures, RowSpec, inp
 from seqfraud.nn.checkpoint import Run
 from seqfraud.nn.model import ModelSpec, SequenceModel
 from seqfraud.policy import Costs, Policy, Thresholds
+from seqfraud.registry import Registry
 from seqfraud.runtime import SequenceGraph, StepGraph
 from seqfraud.schema import schema_of
 from seqfraud.vocabulary import Vocabulary
 from serve.arrivals import arrivals
 from serve.load import load
 from serve.service import Service
+from serve.shadow import read_shadow
 from training.baselines import FAMILIES
 from training.history import Features
 from training.portable import Portable, as_onnx, round_thresholds
@@ -389,6 +392,39 @@ def test_a_service_goes_on_from_its_snapshot_and_from_its_journal(
     crash(service)
     with Service(bundle, tmp_path / "state", clock=lambda: START) as again:
         assert memory_of(again) == before
+
+
+def test_one_scores_in_shadow_and_comes_into_force(bundles: dict[str, Bundle], data: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    champion, challenger = (registry.add(bundles[kind].path, "ann") for kind in SETTINGS)
+    registry.promote(champion, "ann", "the first")
+
+    def change(service: Service, action: str) -> Any:
+        body = {"action": action, "model": challenger, "reason": "better or not"}
+        return json.loads(service.change_model(json.dumps(body).encode(), "ann"))
+
+    table = read_for_bundle(bundles["random_forest"], data)
+    table = table.replaced(table.numbers, None, None)  # nothing is ever said of them
+    bulk = dict(zip(table.id_texts(), score_table(bundles["random_forest"], table).tolist(), strict=True))
+    rows = list(table.raw_rows())
+    with Service(registry.open(champion), tmp_path / "state", clock=lambda: START, registry=registry) as service:
+        for row in rows[:20]:
+            service.score(json.dumps(row).encode())
+        change(service, "shadow")
+        for row in rows[20:60]:
+            assert json.loads(service.score(json.dumps(row).encode()))["model"] == champion
+        deadline = time.monotonic() + 30
+        while json.loads(service.model())["shadow"][0]["behind"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert change(service, "promote")["model"] == challenger
+        after = [json.loads(service.score(json.dumps(row).encode())) for row in rows[60:80]]
+    shadow = read_shadow(tmp_path / "state")
+    assert shadow["id"].to_pylist() == [row["id"] for row in rows[20:60]]
+    found = dict(zip(shadow["id"].to_pylist(), shadow["probability"].to_pylist(), strict=True))
+    found |= {answer["transaction_id"]: answer["fraud_probability"] for answer in after}
+    assert {answer["model"] for answer in after} == {challenger}
+    assert found == pytest.approx({key: bulk[key] for key in found}, abs=1e-6)
 
 
 def test_the_commands(
