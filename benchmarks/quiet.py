@@ -33,7 +33,7 @@ from serve.verdicts import Rows, Span
 
 FOLDER = ROOT / "build" / "quiet"
 RESULT = ROOT / "benchmarks" / "results" / "quiet.json"
-USERS, SEED, DAYS = 1000, 37, 835
+USERS, SEED, DAYS = 1000, 53, 835
 FEW = 100
 """Users of the small service."""
 BEGIN = "2025-05-08"
