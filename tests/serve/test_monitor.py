@@ -18,7 +18,7 @@ import pytest
 
 from seqfraud.bundle import Bundle, open_bundle, write_manifest
 from seqfraud.cli import main
-from seqfraud.config import DAY_MS, HOUR_MS
+from seqfraud.config import DAY_MS, HOUR_MS, format_instant
 from seqfraud.drift import LEAST_ROWS
 from seqfraud.fingerprint import KEY, drift_reference
 from seqfraud.watched import KEY as WATCHED
@@ -377,6 +377,24 @@ def test_of_the_declined_those_let_through_at_random_stand_for_all(known):
 )  # fmt: skip
 def test_quality_is_below_only_where_it_is_clearly_so(now, then, level):
     assert below(Between(*now), Between(*then)) == level
+
+
+def test_rows_of_a_journal_know_their_entities_and_those_of_one_network_are_together(rich, tmp_path: Path):
+    addresses = ["10.1.2.3", "10.1.2.77", "10.1.3.3", None, "nowhere", "10.1.2.3"]
+    schema = rich.manifest.schema
+    with Service(rich, tmp_path / "state", clock=lambda: START) as service:
+        for i, address in enumerate(addresses):
+            row = {schema.transaction: f"t{i}", schema.user: "ann", schema.time: format_instant(START + i * HOUR_MS)}
+            row |= dict.fromkeys(schema.numbers, 1.0) | {schema.ip[0]: address}
+            row |= {column: f"{column} {i % 2}" for column in schema.context}
+            service.score(json.dumps(row).encode())
+    rows = rows_of(read_rows(tmp_path / "state", [rich], Span(END, END - START, DAY_MS)), rich, [rich.id])
+    network = rows.columns.entity[:, len(schema.context)].tolist()
+    assert network[0] == network[1] == network[5] != network[2]
+    assert network[3] == network[4] == -1
+    for i in range(len(schema.context)):
+        even = rows.columns.entity[:, i]
+        assert (even[::2] == even[0]).all() and (even[1::2] == even[1]).all() and even[0] != even[1]
 
 
 def test_quiet_weeks_are_those_of_the_length_looked_at(known):
