@@ -1,7 +1,7 @@
 """The GRU beside its peers on the same rows: figures, intervals, calibration, money, segments.
 
     python -m benchmarks.quality.compare handbook [--seeds 3] [--setting all]
-    python -m benchmarks.quality.compare sparkov
+    python -m benchmarks.quality.compare sparkov [--kept-peers]
     python -m benchmarks.quality.compare simulator
 
 handbook: the GRU's scores are those that `python -m benchmarks.quality` kept; peers are fitted on each fold with the settings
@@ -9,6 +9,7 @@ of `peers.CHOSEN`; probabilities by `calibrating.handbook_calibrations`.
 
 sparkov and simulator: by the split of the configuration. The number of epochs, the peers' settings and every model's calibration
 come from the validation days and models fitted on the train days; then each is fitted on both, and measured on the test days.
+`--kept-peers` fits the GRU only, where nothing that the peers read has changed.
 Writes handbook_peers.json, sparkov_quality.json or simulator_quality.json in benchmarks/results, and the scores of every test
 transaction in build/quality.
 """
@@ -29,7 +30,7 @@ from benchmarks.processes import DATA as DATA_FOLDER
 from benchmarks.processes import RESULTS, ROOT, environment
 from benchmarks.quality import handbook
 from benchmarks.quality.calibrating import calibrations, handbook_calibrations
-from benchmarks.quality.fitting import fit_gru, fit_to_validation
+from benchmarks.quality.fitting import Tuned, fit_gru, fit_to_validation
 from benchmarks.quality.handbook import BUILT, FOLDS, Fold, read_fold, scores_file
 from benchmarks.quality.measures import column_of, compared, label_segments, scored_rows
 from benchmarks.quality.peers import CHOSEN, choose, fit_peers
@@ -88,21 +89,19 @@ def kept_logits(fold: Fold, seed: int) -> Floats:
     return out
 
 
-def compare_split(config: Config, data: Path, name: str, seeds: int) -> dict[str, Any]:
-    """One comparison by the configuration's own split."""
+def compare_split(config: Config, data: Path, name: str, seeds: int, kept_peers: bool) -> dict[str, Any]:
+    """One comparison by the configuration's own split; with `kept_peers` they are as the run before left them."""
     prepared = prepare(config, data)
     rows, validation = np.flatnonzero(prepared.rows.test), np.flatnonzero(prepared.rows.validation)
     tuned = fit_to_validation(prepared)
+    if kept_peers:
+        return compare_with_kept(prepared, tuned, rows, name, seeds)
     trials: list[dict[str, Any]] = []
     chosen = choose(prepared, np.flatnonzero(prepared.rows.train), validation, trials.append)
     train_only = replace(prepared, rows=replace(prepared.rows, validation=np.zeros_like(prepared.rows.validation)))
     before = {GRU: tuned.logit, **fit_peers(train_only, chosen, validation)}
     scales = calibrations(before, prepared.label, prepared.rows.validation)
-    logits: dict[str, list[Floats]] = {GRU: []}
-    for seed in range(seeds):
-        training = replace(config.training, epochs=tuned.epochs, seed=seed)
-        logits[GRU].append(fit_gru(replace(prepared, config=replace(config, training=training))).logit)
-        print(json.dumps({"data": name, "seed": seed}), flush=True)
+    logits = {GRU: fit_seeds(prepared, tuned.epochs, name, seeds)}
     logits |= {peer: [logit] for peer, logit in fit_peers(prepared, chosen, rows).items()}
     probabilities = {model: [scales[model].probability(one) for one in each] for model, each in logits.items()}
     keep_scores(name, prepared, rows, probabilities)
@@ -113,6 +112,43 @@ def compare_split(config: Config, data: Path, name: str, seeds: int) -> dict[str
         "platt": {model: asdict(scale) for model, scale in scales.items()},
         "trials": len(trials),
     }
+
+
+def compare_with_kept(
+    prepared: Prepared, tuned: Tuned, rows: npt.NDArray[np.int64], name: str, seeds: int
+) -> dict[str, Any]:
+    """The GRU fitted anew beside the peers of the run before, on the same rows [n]. Raises ValueError where they are not there."""
+    before = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    kept = parquet.read_table(BUILT / f"{name}_scores.parquet").to_pandas()
+    ids = prepared.table.take(prepared.encoded.arrival[rows]).id_texts()
+    scale = calibrations({GRU: tuned.logit}, prepared.label, prepared.rows.validation)[GRU]
+    logits = fit_seeds(prepared, tuned.epochs, name, seeds)
+    probabilities = {GRU: [scale.probability(logit) for logit in logits]}
+    for peer in before["chosen"]:
+        mine = kept[(kept["model"] == peer) & (kept["seed"] == 0)]
+        if list(mine["transaction_id"]) != list(ids):
+            raise ValueError(f"{name}_scores.parquet does not hold the test rows of {peer}")
+        probabilities[peer] = [np.full(len(prepared.label), np.nan)]
+        probabilities[peer][0][rows] = mine["fraud_probability"]
+    keep_scores(name, prepared, rows, probabilities)
+    peers = {key: before[key] for key in ("chosen", "trials")}
+    return {
+        **compared([scored_rows(prepared, rows, probabilities)]),
+        **peers,
+        "epochs": tuned.epochs,
+        "platt": {**before["platt"], GRU: asdict(scale)},
+        "peers_of_commit": before.get("peers_of_commit", before["commit"]),
+    }
+
+
+def fit_seeds(prepared: Prepared, epochs: int, name: str, seeds: int) -> list[Floats]:
+    """The GRU's logits [N] of each seed."""
+    logits = []
+    for seed in range(seeds):
+        training = replace(prepared.config.training, epochs=epochs, seed=seed)
+        logits.append(fit_gru(replace(prepared, config=replace(prepared.config, training=training))).logit)
+        print(json.dumps({"data": name, "seed": seed}), flush=True)
+    return logits
 
 
 def keep_scores(
@@ -142,7 +178,10 @@ def main() -> None:
     parser.add_argument("data", choices=("handbook", "sparkov", "simulator"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="of the handbook; both by default")
+    parser.add_argument("--kept-peers", action="store_true", help="fit the GRU only, beside the peers of the last run")
     options = parser.parse_args()
+    if options.kept_peers and options.data == "handbook":
+        parser.error("--kept-peers goes with sparkov and simulator")
     if options.setting and options.data != "handbook":
         parser.error("--setting goes with handbook")
     if options.data == "handbook":
@@ -150,13 +189,14 @@ def main() -> None:
     elif options.data == "sparkov":
         name = SPARKOV
         config = load_config(ROOT / "configs" / "sparkov.toml")
-        result = compare_split(config, DATA_FOLDER / "sparkov_gen.parquet", name, options.seeds)
+        result = compare_split(config, DATA_FOLDER / "sparkov_gen.parquet", name, options.seeds, options.kept_peers)
     else:
         name = SIMULATOR
         BUILT.mkdir(parents=True, exist_ok=True)
         data = BUILT / "simulated.parquet"
         simulate_to(Simulation(users=USERS, seed=SIMULATION_SEED), data)
-        result = compare_split(load_config(ROOT / "configs" / "simulator.toml"), data, name, options.seeds)
+        config = load_config(ROOT / "configs" / "simulator.toml")
+        result = compare_split(config, data, name, options.seeds, options.kept_peers)
     with replaced_file(RESULTS / f"{name}.json") as temporary:
         temporary.write_text(json.dumps({**environment(), "seeds": options.seeds, **result}, indent=1) + "\n")
     shown = result.get("settings", {name: result})
