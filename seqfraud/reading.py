@@ -277,6 +277,11 @@ def csv_error(file: Path, error: Exception, wanted: Sequence[str]) -> DataError:
 
 
 def _not_csv(file: Path, error: Exception) -> DataError:
+    if " columns, got " in str(error):
+        try:
+            pa.csv.read_csv(file, pa.csv.ReadOptions(use_threads=False), parse_options=CSV_FORMAT)
+        except pa.ArrowInvalid as named:  # in one thread it is known which row it is
+            error = named
     before, between, after = _first_line(error).partition(" columns, got ")
     words = before + between + after.partition(":")[0]  # Arrow goes on with the row, which may name somebody
     return DataError(f"{file}: cannot be read as CSV: {words:.200}")
