@@ -84,7 +84,7 @@ STORY = Story(
     new_kind=date(2025, 4, 2),
     factor=12,
     patience=6,
-    maturing=5,
+    maturing=3,
     compared="7d",
     after=2,
 )

@@ -40,7 +40,7 @@ from seqfraud.files import replaced_file
 from training.prepare import Prepared, prepare
 from training.simulate import Simulation, simulate_to
 
-USERS, SIMULATION_SEED = 10_000, 1
+USERS, SIMULATION_SEED = 4000, 1
 """Of the simulation: more users than in `make demo`, whose test days have too few frauds to tell models apart."""
 
 SETTINGS = ("week", "all")
