@@ -315,6 +315,10 @@ class Guard:
         self._clock.close()
         self._door.close()
 
+    def owes_nothing(self) -> bool:
+        """Whether every connection has been answered, and has taken the answer; False where that cannot be seen."""
+        return _LINUX and all(one.since == math.inf and not one.unread for one in self._scanner.scan(time.monotonic()))
+
     @property
     def refusals(self) -> dict[str, int]:
         """Connections turned away for want of room, and clients cut off because they were slow."""

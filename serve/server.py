@@ -54,6 +54,8 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _INTERNAL = refusal_body("internal", "the server failed")
 
 _FOREVER_SECONDS = 10**8
+_IDLE_DRAIN_SECONDS = 1.0
+"""A stop does not wait longer for connections on which nothing is asked."""
 
 _OTHER_DESCRIPTORS = 1024
 """Files that are no client's connection: of the service, and of the guard at the door."""
@@ -164,7 +166,9 @@ def serve_forever(
                 mailbox.wait_for_stop()
                 guard.stop()
                 worker.set()
-                drained = mailbox.wait_for_drained(settings.drain_seconds)
+                drained = mailbox.wait_for_drained(
+                    settings.drain_seconds, lambda: gateway.is_idle and guard.owes_nothing()
+                )
             finally:
                 gateway.close()
                 service.close()
@@ -230,6 +234,7 @@ class _Gateway:
         self._change = threading.Lock()  # for the three below
         self._taking: _Thread | None = None
         self._waiting: list[_Thread] = []
+        self._threads: list[_Thread] = []
         self._closed = threading.Event()
         self._environ = {
             "SCRIPT_NAME": "",
@@ -258,6 +263,11 @@ class _Gateway:
         if self._taking is not thread:
             environ.clear()  # granian keeps it, and so the body, until this call returns
             self._wait_for_place(thread)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no thread is at a request."""
+        return not any(thread.busy for thread in self._threads)
 
     @property
     def is_busy(self) -> bool:
@@ -300,6 +310,7 @@ class _Gateway:
             thread: _Thread = self._here.thread
         except AttributeError:
             thread = self._here.thread = _Thread()
+            self._threads.append(thread)
         return thread
 
     def _take_place(self, thread: _Thread) -> None:
@@ -516,15 +527,23 @@ class _Mailbox:
         while self._receiver.recv(1)[0] not in _STOP_SIGNALS:
             pass
 
-    def wait_for_drained(self, seconds: float) -> bool:
-        """False after `seconds` or at another stop signal."""
+    def wait_for_drained(self, seconds: float, idle: Callable[[], bool]) -> bool:
+        """False after `seconds` or at another stop signal.
+
+        Granian also waits for connections on which nothing was asked; where all is `idle` for a while they are not waited for.
+        """
         deadline = time.monotonic() + seconds
+        busy = time.monotonic()
         while (left := deadline - time.monotonic()) > 0:
-            self._receiver.settimeout(left)
+            self._receiver.settimeout(min(left, _IDLE_DRAIN_SECONDS / 4))
             try:
                 event = self._receiver.recv(1)[0]
             except TimeoutError:
-                break
+                if not idle():
+                    busy = time.monotonic()
+                elif time.monotonic() - busy > _IDLE_DRAIN_SECONDS:
+                    return True
+                continue
             if event == self._DRAINED or event in _STOP_SIGNALS:
                 return event == self._DRAINED
         return False

@@ -20,7 +20,7 @@ from typing import cast
 import pytest
 
 from serve.app import ServiceLike
-from serve.server import ServerSettings, _Gateway
+from serve.server import ServerSettings, _Gateway, _Mailbox
 
 LIMIT_S = 10.0
 JSON = {"Content-Type": "application/json"}
@@ -503,6 +503,24 @@ class DiskGate(Gate):
         super().__init__()
         self.goes_to_disk = threading.Event()
         self.before_waiting: Callable[[], None] = lambda: None
+
+
+def test_a_stop_waits_for_requests_and_not_for_connections_that_ask_nothing() -> None:
+    """Granian does not say that it has drained: nothing is in flight after the fifth look."""
+    looks = 0
+
+    def idle() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 5
+
+    mailbox = _Mailbox()
+    try:
+        assert not mailbox.wait_for_drained(1.5, lambda: False)
+        assert mailbox.wait_for_drained(LIMIT_S, idle)
+    finally:
+        mailbox.close()
+    assert looks > 6
 
 
 def test_one_that_waits_for_the_disk_lets_the_next_in_at_once() -> None:
