@@ -99,7 +99,8 @@ def main() -> None:
 
     def keep(part: str, found: Any) -> None:
         result[part] = found
-        result["seconds"] = round(time.perf_counter() - began)
+        if not args.ageing:
+            result["seconds"] = round(time.perf_counter() - began)
         with replaced_file(args.out) as file:
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(part, json.dumps(found), flush=True)

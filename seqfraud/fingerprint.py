@@ -124,7 +124,7 @@ def views(schema: Schema, context: ContextSpec, vocabularies: Sequence[Vocabular
         known = len(vocabulary.values)
         bins = np.where(ids <= UNSEEN, -1, np.minimum(ids - FIRST, CATEGORIES)).astype(np.intp)
         yield View(vocabulary.column, "category", None, bins, min(known, CATEGORIES + 1))
-    numbers = _without_traces(context, columns.context.astype(np.float64))
+    numbers = _without_traces(context, columns.context)
     names = context.names()
     for column in range(len(context.columns)):
         of_column = context.numbers_of(column)
@@ -134,9 +134,9 @@ def views(schema: Schema, context: ContextSpec, vocabularies: Sequence[Vocabular
     yield View("time.hour", "clock", None, (columns.time % DAY_MS // HOUR_MS).astype(np.intp), 24)
 
 
-def _without_traces(spec: ContextSpec, context: Floats) -> Floats:
-    """[N, K]: contexts without what is left of known fraud of long ago."""
-    out = context.copy()
+def _without_traces(spec: ContextSpec, context: npt.NDArray[np.floating[Any]]) -> Floats:
+    """float64 [N, K]: contexts without what is left of known fraud of long ago."""
+    out = context.astype(np.float64)
     for column in range(len(spec.columns)):
         at, places = spec.numbers_of(column).start, spec.places(column)
         if "fraud" in places:
