@@ -99,7 +99,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
 
     schema = schema_of(config)
     context = context_spec(config, schema)
-    graph = gru_graph(schema, context, config.model.layers, config.model.hidden)
+    graph = gru_graph(schema, context, config.model.layers, config.model.hidden * config.model.members)
     vocabularies = tuple(Vocabulary(column, KINDS) for column in schema.categorical)
     edges = np.log1p([0.0, 10.0, 100.0, 1000.0])
     spec = ModelSpec(
@@ -115,6 +115,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         head_width=config.model.head_width,
         embedding=config.model.embedding,
         forecast=config.model.forecast,
+        members=config.model.members,
     )
     torch.manual_seed(seed)
     model = SequenceModel(spec, graph)

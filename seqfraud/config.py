@@ -178,6 +178,8 @@ class ModelConfig:
     embedding: int = 8
     forecast: bool = True
     """Whether the state also forecasts the user's next numbers; the head is told how far off it was."""
+    members: int = 1
+    """Networks that are fitted side by side, each from its own draw; the model's logit is the mean of theirs."""
 
 
 @dataclass(frozen=True)
@@ -413,6 +415,7 @@ def _check(config: Config, source: str) -> None:
         "features.bins": features.bins,
         "features.min_count": features.min_count,
         "model.hidden": config.model.hidden,
+        "model.members": config.model.members,
         "model.layers": config.model.layers,
         "model.input_width": config.model.input_width,
         "model.head_width": config.model.head_width,

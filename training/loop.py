@@ -217,7 +217,7 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     validation = prepared.rows.validation
 
-    forecasts = model.forecast is not None and settings.forecast_weight > 0
+    forecasts = bool(model.spec.forecasts) and settings.forecast_weight > 0
 
     def has_loss(chunk: Chunk) -> bool:
         return forecasts or bool(use[chunk.rows[chunk.rows >= 0]].any())
@@ -237,23 +237,26 @@ def fit(
                 param["lr"] = learning_rate(share, settings.learning_rate)
             for chunk, outputs in walk(model, data, trained, users, settings.events_per_chunk, has_loss, mixed):
                 events += int(chunk.length.sum())
-                logit = outputs["logit"].float()
-                if not logit.requires_grad:
+                member_logits = outputs["member_logits"].float()
+                if not member_logits.requires_grad:
                     continue
                 real = chunk.rows >= 0
                 fitted = real & use[np.maximum(chunk.rows, 0)]
                 rows = torch.from_numpy(chunk.rows[fitted]).to(device)
-                loss = criterion(logit[torch.from_numpy(fitted).to(device)], target[rows])
+                where = torch.from_numpy(fitted).to(device)
+                # each network learns by itself: the sum of their losses, no loss of their mean
+                loss = criterion(member_logits[:, where], target[rows].expand(len(member_logits), -1))
                 total = loss
                 if forecasts:
                     own = outputs["forecast_loss"][torch.from_numpy(real).to(device)].sum()
                     total = loss + settings.forecast_weight * own
                 # over the nominal size of a chunk: the few events of a late chunk are not worth a full step
                 (total / (settings.users_per_batch * settings.events_per_chunk)).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                for network in model.networks:
+                    nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                loss_sum += loss.item()
+                loss_sum += loss.item() / len(member_logits)
                 labelled += int(fitted.sum())
             if progress:
                 progress(epoch, (g + 1) / len(groups), events, None)

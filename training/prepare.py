@@ -161,6 +161,7 @@ def fit_scaling(prepared: Prepared, refit: bool = False) -> tuple[Scaling, Model
         embedding=config.model.embedding,
         dropout=config.training.dropout,
         forecast=config.model.forecast,
+        members=config.model.members,
     )
     values = _values(sketch, fill, encoded, rows)
     # summed in float64: in float32 a column that never changes would seem to
@@ -179,7 +180,7 @@ def fit_scaling(prepared: Prepared, refit: bool = False) -> tuple[Scaling, Model
         fill=fill,
     )
     spec = ModelSpec(**{**sketch.as_dict(), "bins": len(bin_value), "steps": len(step_value)})
-    return scaling, spec, gru_graph(schema, prepared.context, config.model.layers, config.model.hidden)
+    return scaling, spec, gru_graph(schema, prepared.context, spec.layers, spec.state_width)
 
 
 def _values(

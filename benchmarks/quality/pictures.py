@@ -31,7 +31,7 @@ from benchmarks.quality.handbook import FOLDS, VALIDATION_FOLD, Fold, read_fold
 from benchmarks.quality.results import HANDBOOK_PICTURES, HandbookPictures, Picture
 from seqfraud.config import DAY_MS
 from seqfraud.files import replaced_file
-from seqfraud.nn.model import LOG_PRECISION, SequenceModel
+from seqfraud.nn.model import LOG_PRECISION, Forecast, SequenceModel
 from training.charts import CARD, FRAUD, HONEST, INK, LINE, MODEL, MUTED, OTHERS, log_odds, log_odds_ticks, standalone
 from training.loop import DeviceData, walk
 from training.prepare import Prepared
@@ -187,7 +187,8 @@ def forecast_bands(model: SequenceModel, prepared: Prepared, user: int) -> tuple
     The forecast is of the standardised signed logarithm: a normal distribution of the mean and the precision that the
     state before the event gives. The band is two spreads to both sides, taken back to amounts.
     """
-    assert model.forecast is not None
+    forecast = model.networks[0].forecast
+    assert isinstance(forecast, Forecast)
     assert prepared.schema.amount is not None
     column = prepared.schema.numeric_inputs.index(prepared.schema.amount)
     said: list[Tensor] = []
@@ -195,7 +196,7 @@ def forecast_bands(model: SequenceModel, prepared: Prepared, user: int) -> tuple
     def keep(_: nn.Module, __: Any, out: Tensor) -> None:
         said.append(out[0].detach().double().cpu())
 
-    hook = model.forecast.linear.register_forward_hook(keep)
+    hook = forecast.linear.register_forward_hook(keep)
     model.eval()
     device = next(model.parameters()).device
     events = prepared.config.training.events_per_chunk
@@ -210,7 +211,7 @@ def forecast_bands(model: SequenceModel, prepared: Prepared, user: int) -> tuple
         hook.remove()
     mean, log_precision = torch.cat(said).chunk(2, dim=-1)
     spread = torch.exp(-torch.clamp(log_precision[:, column], *LOG_PRECISION))
-    value = int(model.forecast.which[column])
+    value = int(forecast.which[column])
     centre, scale = model.encoder.mean[value].double().cpu(), model.encoder.inverse_std[value].double().cpu()
     low, high = ((mean[:, column] + side * SPREADS * spread) / scale + centre for side in (-1, 1))
     return signed_exp(low.numpy()), signed_exp(high.numpy())

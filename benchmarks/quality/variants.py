@@ -11,21 +11,14 @@ import torch
 from torch import Tensor
 
 from seqfraud.graph import GraphSpec
-from seqfraud.nn.model import ModelSpec, SequenceModel
+from seqfraud.nn.model import ModelSpec, Network, SequenceModel
 from seqfraud.sequences import group_users
 from training.loop import EVALUATION_USERS, DeviceData, walk
 from training.prepare import Prepared
 
 
-class WithoutRecurrence(SequenceModel):
-    """The same layers, context and head, but every event meets the zero state: nothing is remembered.
-
-    The gap and the way from the event before stay, as the trees have them too. There is no forecast: a state that knows
-    nothing would forecast the same for everybody, and the head has the event's own numbers in bins already.
-    """
-
-    def __init__(self, spec: ModelSpec, graph: GraphSpec) -> None:
-        super().__init__(replace(spec, forecast=False), graph)
+class _Forgetful(Network):
+    """Every event meets the zero state."""
 
     def recur(self, z: Tensor, h: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """What the cells give for each event by itself [B, 1 + T, H], zeros in front, and h as it was at first."""
@@ -35,6 +28,19 @@ class WithoutRecurrence(SequenceModel):
             x, _ = cell(x)
         states = x.reshape(batch, events, -1)
         return torch.cat([torch.zeros_like(states[:, :1]), states], dim=1), torch.zeros_like(h)
+
+
+class WithoutRecurrence(SequenceModel):
+    """The same layers, context and head, but every event meets the zero state: nothing is remembered.
+
+    The gap and the way from the event before stay, as the trees have them too. There is no forecast: a state that knows
+    nothing would forecast the same for everybody, and the head has the event's own numbers in bins already.
+    """
+
+    network = _Forgetful
+
+    def __init__(self, spec: ModelSpec, graph: GraphSpec) -> None:
+        super().__init__(replace(spec, forecast=False), graph)
 
 
 def limited_logits(

@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 import seqfraud
 from seqfraud.config import Config, load_config
@@ -68,9 +69,9 @@ def _read_run(path: Path, decided: bool) -> Run:
             "decides"
         )
     spec = ModelSpec.from_dict(raw["model"])
-    graph = gru_graph(schema, context, spec.layers, spec.hidden)
+    graph = gru_graph(schema, context, spec.layers, spec.state_width)
     model = SequenceModel(spec, graph)
-    model.load_state_dict(safetensors.torch.load_file(str(path / "model.safetensors")))
+    model.load_state_dict(_named_by_network(safetensors.torch.load_file(str(path / "model.safetensors"))))
     return Run(
         path=path,
         data=Path(raw["data"]),
@@ -84,6 +85,12 @@ def _read_run(path: Path, decided: bool) -> Run:
         fingerprint=raw["fingerprint"],
         metrics=json.loads((path / "metrics.json").read_text(encoding="utf-8")),
     )
+
+
+def _named_by_network(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of today: before a model could have several networks, those of the only one had no number."""
+    learned = ("embeddings", "input", "cells", "forecast", "head", "output")
+    return {f"networks.0.{name}" if name.startswith(learned) else name: value for name, value in weights.items()}
 
 
 def described(schema: Schema, context: ContextSpec) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units,
 G places, V values before and after the logarithm, P piecewise-linear units, S steps, D inputs of the first linear layer,
-W its outputs for the GRU, M its outputs for the head, Q forecast values.
+W its outputs for the GRU, M its outputs for the head, Q forecast values, N networks.
 
 The state before an event also forecasts the event's own numbers, a mean and a spread for each. It learns that from every
 event, labelled or not, so that few labels are enough: what the head is told is how far from the user's habit a number is.
+
+Several networks may see the same inputs, each drawn and fitted by itself; the model's logit is the mean of theirs (deep
+ensembles, Lakshminarayanan et al. 2017, arXiv 1612.01474). They are one graph: h holds their states side by side.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +62,13 @@ class ModelSpec:
     """Whether the state forecasts the next event's numbers."""
     steps: int = 0
     """S, summed over all values."""
+    members: int = 1
+    """N, the networks whose logits are averaged."""
+
+    @property
+    def state_width(self) -> int:
+        """Width of h: the hidden units of every network."""
+        return self.members * self.hidden
 
     @property
     def forecasts(self) -> tuple[int, ...]:
@@ -257,21 +267,12 @@ class Forecast(nn.Module):
         return torch.cat([away / 3, steps], dim=-1)
 
 
-class SequenceModel(nn.Module):
-    """GRU over each user's events.
+class Network(nn.Module):
+    """Everything that is learned: the first layer, the GRU, the forecast and the head, from encoded events to logits."""
 
-    `forward` takes and returns tensors by the names of `seqfraud.graph`; every state is carried, so that any split of a
-    history into calls gives the same result.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, spec: ModelSpec, graph: GraphSpec) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.graph = graph
-        self.encoder = EventEncoder(spec)
         widths = spec.embedding_widths()
         self.embeddings = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(spec.vocabularies, widths, strict=True))
         self.input = nn.Linear(spec.dense_width + sum(widths), spec.input_width + spec.head_width)
@@ -281,81 +282,33 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(spec.hidden + spec.input_width + spec.surprise_width, spec.head_width, bias=False)
         self.output = nn.Linear(spec.head_width, 1)
         self.dropout = nn.Dropout(spec.dropout)
-        # calibration: probability = sigmoid(scale * logit + shift)
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("shift", torch.zeros(()))
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Score every event and carry the states to the event at `length`.
+    def forward(
+        self, dense: Tensor, values: Tensor, ids: Tensor | None, h: Tensor, length: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logit [B, T], h after the event at `length` [L, B, H], and the forecast's loss [B, T], if there is one.
 
         Args:
-            inputs: event_time int64 [B, T], numeric [B, T, F], categorical int64 [B, T, C], context [B, T, K],
-                length int64 [B], and the states; those of width 0 are absent.
-
-        Returns:
-            logit [B, T] (uncalibrated), probability [B, T], each state with the suffix `_next`, and, where the model
-            forecasts, forecast_loss [B, T]: the mean negative log-likelihood of the event's own numbers.
+            dense: [B, T, dense_width].
+            values: [B, T, V], after the logarithm.
+            ids: int64 [B, T, C].
+            h: [L, B, H].
+            length: int64 [B].
         """
-        time = inputs["event_time"]
-        last_time = inputs["last_time"]
-        times = torch.cat([last_time[:, None], time], dim=1)
-        numeric = inputs.get("numeric")
-        places = None
-        if self.spec.places:
-            assert numeric is not None
-            places = torch.cat([inputs["last_place"][:, None], numeric[..., -2 * self.spec.places :]], dim=1)
-        values, dense = self.dense(
-            time[..., None],
-            numeric,
-            inputs.get("context"),
-            times[:, :-1, None],
-            None if places is None else places[:, :-1],
-        )
         parts = [dense]
-        if self.spec.vocabularies:
-            ids = inputs["categorical"]
+        if ids is not None:
             parts += [table(ids[..., c]) for c, table in enumerate(self.embeddings)]
         z, direct = self.first(self.input(torch.cat(parts, dim=-1)))
-        states, h_next = self.recur(z, inputs["h"], inputs["length"])
+        states, h_next = self.recur(z, h, length)
         sides = [states[:, 1:], z]
         loss = None
         if self.forecast is not None:
             at = self.forecast.which
-            with torch.autocast(time.device.type, enabled=False):
+            with torch.autocast(dense.device.type, enabled=False):
                 away, losses = self.forecast.surprise(states[:, :-1].float(), dense[..., at], values[..., at])
                 sides.append(self.forecast.units(away))
                 loss = losses.mean(dim=-1)
-        logit = self.score(sides, direct)
-        at = inputs["length"][:, None]
-        out = {
-            "logit": logit,
-            "probability": self.calibrated(logit),
-            "h" + NEXT: h_next,
-            "last_time" + NEXT: times.gather(1, at)[:, 0],
-        }
-        if places is not None:
-            index = at[..., None].expand(-1, 1, 2 * self.spec.places)
-            out["last_place" + NEXT] = places.gather(1, index)[:, 0]
-        if loss is not None:
-            out["forecast_loss"] = loss
-        return out
-
-    def dense(
-        self,
-        event_time: Tensor,
-        numeric: Tensor | None,
-        context: Tensor | None,
-        previous_time: Tensor,
-        previous_place: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The V values after the logarithm, and the scaled dense inputs [..., dense_width], which begin with them."""
-        encoder = self.encoder
-        # in float32 also under mixed precision: amounts and counters exceed what half precision holds
-        with torch.autocast(event_time.device.type, enabled=False):
-            plain = encoder.values(event_time, numeric, context, previous_time, previous_place)
-            values = signed_log(plain)
-            scaled = (values - encoder.mean) * encoder.inverse_std
-            return values, torch.cat([scaled, *encoder.units(plain, values, event_time, numeric)], dim=-1)
+        return self.score(sides, direct), h_next, loss
 
     def first(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's output [..., W + M] as the GRU's input [..., W] and what goes to the head directly [..., M]."""
@@ -391,6 +344,101 @@ class SequenceModel(nn.Module):
         logit: Tensor = self.output(self.dropout(hidden))[..., 0]
         return logit
 
+
+class SequenceModel(nn.Module):
+    """GRU over each user's events.
+
+    `forward` takes and returns tensors by the names of `seqfraud.graph`; every state is carried, so that any split of a
+    history into calls gives the same result.
+    """
+
+    network: type[Network] = Network
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: ModelSpec, graph: GraphSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.graph = graph
+        self.encoder = EventEncoder(spec)
+        self.networks = nn.ModuleList(self.network(spec) for _ in range(spec.members))
+        # calibration: probability = sigmoid(scale * logit + shift)
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(()))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Score every event and carry the states to the event at `length`.
+
+        Args:
+            inputs: event_time int64 [B, T], numeric [B, T, F], categorical int64 [B, T, C], context [B, T, K],
+                length int64 [B], and the states; those of width 0 are absent.
+
+        Returns:
+            logit [B, T] (uncalibrated), probability [B, T], each state with the suffix `_next`, member_logits [N, B, T],
+            and, where the model forecasts, forecast_loss [B, T]: the mean negative log-likelihood of the event's own
+            numbers, summed over networks.
+        """
+        time = inputs["event_time"]
+        last_time = inputs["last_time"]
+        times = torch.cat([last_time[:, None], time], dim=1)
+        numeric = inputs.get("numeric")
+        places = None
+        if self.spec.places:
+            assert numeric is not None
+            places = torch.cat([inputs["last_place"][:, None], numeric[..., -2 * self.spec.places :]], dim=1)
+        values, dense = self.dense(
+            time[..., None],
+            numeric,
+            inputs.get("context"),
+            times[:, :-1, None],
+            None if places is None else places[:, :-1],
+        )
+        ids, length = inputs.get("categorical"), inputs["length"]
+        states = self.states_of_members(inputs["h"])
+        made = [network(dense, values, ids, h, length) for network, h in zip(self.networks, states, strict=True)]
+        logits = [logit for logit, _, _ in made]
+        logit = mean_of(logits)
+        at = length[:, None]
+        out = {
+            "logit": logit,
+            "probability": self.calibrated(logit),
+            "h" + NEXT: side_by_side([h for _, h, _ in made]),
+            "last_time" + NEXT: times.gather(1, at)[:, 0],
+        }
+        if places is not None:
+            index = at[..., None].expand(-1, 1, 2 * self.spec.places)
+            out["last_place" + NEXT] = places.gather(1, index)[:, 0]
+        # for training; no exported graph has these
+        out["member_logits"] = torch.stack(logits)
+        losses = [loss for _, _, loss in made if loss is not None]
+        if losses:
+            out["forecast_loss"] = torch.stack(losses).sum(dim=0)
+        return out
+
+    def dense(
+        self,
+        event_time: Tensor,
+        numeric: Tensor | None,
+        context: Tensor | None,
+        previous_time: Tensor,
+        previous_place: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The V values after the logarithm, and the scaled dense inputs [..., dense_width], which begin with them."""
+        encoder = self.encoder
+        # in float32 also under mixed precision: amounts and counters exceed what half precision holds
+        with torch.autocast(event_time.device.type, enabled=False):
+            plain = encoder.values(event_time, numeric, context, previous_time, previous_place)
+            values = signed_log(plain)
+            scaled = (values - encoder.mean) * encoder.inverse_std
+            return values, torch.cat([scaled, *encoder.units(plain, values, event_time, numeric)], dim=-1)
+
+    def states_of_members(self, h: Tensor) -> Sequence[Tensor]:
+        """h [L, B, N * H] as that of each network, [L, B, H]."""
+        if self.spec.members == 1:
+            return [h]
+        # cuDNN takes no other than contiguous ones
+        return [part.contiguous() for part in torch.split(h, self.spec.hidden, dim=-1)]
+
     def calibrated(self, logit: Tensor) -> Tensor:
         """Probability of fraud."""
         return torch.sigmoid(self.scale * logit + self.shift)
@@ -398,6 +446,16 @@ class SequenceModel(nn.Module):
     def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
         """The states of users who have no history."""
         return {s.name: torch.from_numpy(s.to_batch(s.initial_rows(batch))).to(device) for s in self.graph.states}
+
+
+def mean_of(logits: list[Tensor]) -> Tensor:
+    """The mean [...] of the networks' logits."""
+    return logits[0] if len(logits) == 1 else sum(logits[1:], logits[0]) / len(logits)
+
+
+def side_by_side(states: list[Tensor]) -> Tensor:
+    """The states [L, B, H] of networks as h [L, B, N * H]."""
+    return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
 
 class StepModel(nn.Module):
@@ -414,25 +472,14 @@ class StepModel(nn.Module):
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         self.model = model
-        spec, encoder = model.spec, model.encoder
+        spec = model.spec
         with torch.no_grad():
-            weight = model.input.weight.double()  # [W + M, D]
-            dense = weight[:, : spec.dense_width].clone()
-            dense[:, : spec.values] *= encoder.inverse_std.double()
-            bias = model.input.bias.double()
-            self.register_buffer("dense_weight", dense.T.contiguous().float())
-            self.register_buffer("bias", bias.float())
-            tables, at = [], spec.dense_width
-            for table in model.embeddings:
-                assert isinstance(table, nn.Embedding)
-                end = at + table.embedding_dim
-                tables.append(table.weight.double() @ weight[:, at:end].T)
-                if len(tables) == 1:  # each event has one category of the first column, and so the bias once
-                    tables[0] += bias
-                at = end
-            offsets = [sum(spec.vocabularies[:c]) for c in range(len(spec.vocabularies))]
-            self.register_buffer("tables", torch.cat(tables).float() if tables else torch.zeros(0))
-            self.register_buffer("table_offset", torch.tensor(offsets, dtype=torch.int64))
+            folded = [_folded(network, model.encoder) for network in model.networks]
+        # the networks' first layers side by side: one product of matrices
+        for name, parts in zip(("dense_weight", "bias", "tables"), zip(*folded, strict=True), strict=True):
+            self.register_buffer(name, torch.cat(parts, dim=-1).float().contiguous())
+        offsets = [sum(spec.vocabularies[:c]) for c in range(len(spec.vocabularies))]
+        self.register_buffer("table_offset", torch.tensor(offsets, dtype=torch.int64))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Score one event per user: integers int64 [B, 1 + C], values float [B, F + K], the states.
@@ -453,25 +500,64 @@ class StepModel(nn.Module):
         bias = self.bias
         if spec.vocabularies:
             bias = self.tables[inputs["integers"][:, 1:] + self.table_offset].sum(dim=1)
-        z, direct = model.first(torch.addmm(bias, dense, self.dense_weight))
+        out = torch.addmm(bias, dense, self.dense_weight)
+        width = spec.input_width + spec.head_width
+        firsts = [out] if spec.members == 1 else torch.split(out, width, dim=-1)
+        befores = model.states_of_members(inputs["h"])
+        logits, afters = [], []
+        for network, first, before in zip(model.networks, firsts, befores, strict=True):
+            logit, after = self._member(network, first, before, centred, values)
+            logits.append(logit)
+            afters.append(after)
+        logit = mean_of(logits)
+        made = {"logit": logit, "probability": model.calibrated(logit)}
+        made["h" + NEXT] = side_by_side(afters)
+        made["last_time" + NEXT] = time[:, 0]
+        if spec.places:
+            assert numeric is not None
+            made["last_place" + NEXT] = numeric[:, -2 * spec.places :]
+        return made
+
+    def _member(
+        self, network: nn.Module, first: Tensor, h: Tensor, centred: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One network's logit [B] and h after the event [L, B, H], from its first layer's output and h before."""
+        assert isinstance(network, Network)
+        spec, encoder = self.model.spec, self.model.encoder
+        z, direct = network.first(first)
         x = z[None]
         states = []
         # of one event, the state after it is all that a layer gives
-        for before, cell in zip(
-            torch.split(inputs["h"], 1) if spec.layers > 1 else [inputs["h"]], model.cells, strict=True
-        ):
+        for before, cell in zip(torch.split(h, 1) if spec.layers > 1 else [h], network.cells, strict=True):
             _, x = cell(x, before)
             states.append(x)
         sides = [x[0], z]
-        if model.forecast is not None:
-            at = model.forecast.which
+        if network.forecast is not None:
+            at = network.forecast.which
             scaled = centred[:, at] * encoder.inverse_std[at]
-            sides.append(model.forecast.units(model.forecast.surprise(inputs["h"][-1], scaled, values[:, at])[0]))
-        logit = model.score(sides, direct)
-        out = {"logit": logit, "probability": model.calibrated(logit)}
-        out["h" + NEXT] = states[0] if len(states) == 1 else torch.cat(states, dim=0)
-        out["last_time" + NEXT] = time[:, 0]
-        if spec.places:
-            assert numeric is not None
-            out["last_place" + NEXT] = numeric[:, -2 * spec.places :]
-        return out
+            sides.append(network.forecast.units(network.forecast.surprise(h[-1], scaled, values[:, at])[0]))
+        return network.score(sides, direct), states[0] if len(states) == 1 else torch.cat(states, dim=0)
+
+
+def _folded(network: nn.Module, encoder: EventEncoder) -> tuple[Tensor, Tensor, Tensor]:
+    """A network's first layer with the scaling and the embeddings in it, in float64.
+
+    Returns:
+        Weight [D', W + M] of the dense inputs, bias [W + M], and a row [W + M] for each id of every column; no rows
+        where there is no column.
+    """
+    assert isinstance(network, Network)
+    spec = network.spec
+    weight = network.input.weight.double()  # [W + M, D]
+    dense = weight[:, : spec.dense_width].clone()
+    dense[:, : spec.values] *= encoder.inverse_std.double()
+    bias = network.input.bias.double()
+    tables, at = [], spec.dense_width
+    for table in network.embeddings:
+        assert isinstance(table, nn.Embedding)
+        end = at + table.embedding_dim
+        tables.append(table.weight.double() @ weight[:, at:end].T)
+        if len(tables) == 1:  # each event has one category of the first column, and so the bias once
+            tables[0] += bias
+        at = end
+    return dense.T, bias, torch.cat(tables) if tables else weight.new_zeros(0, len(bias))

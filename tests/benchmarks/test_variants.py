@@ -14,7 +14,7 @@ from benchmarks.quality.handbook import Fold
 from benchmarks.quality.results import kept
 from benchmarks.quality.variants import WithoutRecurrence, limited_logits, without_run_state
 from seqfraud.config import DAY_MS, load_config
-from seqfraud.nn.model import SequenceModel
+from seqfraud.nn.model import Network, SequenceModel
 from training.loop import DeviceData, score_logits
 from training.prepare import Prepared, fit_scaling, prepare
 from training.simulate import Simulation, simulate_to
@@ -72,11 +72,13 @@ def test_without_recurrence_only_the_gap_and_the_way_remember(prepared: Prepared
 
 def test_without_recurrence_learns_in_every_cell(prepared: Prepared) -> None:
     model = untrained(prepared, WithoutRecurrence)
-    states, after = model.recur(torch.randn(2, 5, model.spec.input_width), torch.randn(1, 2, 8), torch.tensor([5, 5]))
+    network = model.networks[0]
+    assert isinstance(network, Network)
+    states, after = network.recur(torch.randn(2, 5, model.spec.input_width), torch.randn(1, 2, 8), torch.tensor([5, 5]))
     assert states.shape == (2, 6, 8)
     assert (states[:, 0] == 0).all()
     assert (after == 0).all()
-    for name, weight in model.cells.named_parameters():
+    for name, weight in network.cells.named_parameters():
         if "_ih_" in name:
             assert torch.autograd.grad(states.sum(), weight, retain_graph=True)[0].abs().sum() > 0, name
 

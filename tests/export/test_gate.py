@@ -93,8 +93,8 @@ def make_run(folder: Path) -> Run:
     encoder.step_value.copy_(torch.arange(spec.steps))
     encoder.step_threshold.uniform_(-1.0, 5.0)
     with torch.no_grad():
-        model.input.weight.mul_(3)
-        model.output.weight.mul_(8)
+        model.networks[0].input.weight.mul_(3)
+        model.networks[0].output.weight.mul_(8)
     model.scale.fill_(1.5)
     model.shift.fill_(-1.0)
     rng = np.random.default_rng(0)
@@ -437,8 +437,8 @@ def test_logits_that_are_off_where_probabilities_are_tiny_are_refused(tmp_path: 
     """At p = 1e-4 a logit wrong by 0.005 moves the probability by 5e-7: a check of probabilities lets it pass."""
     run = make_run(tmp_path / "run")
     with torch.no_grad():
-        run.model.output.weight.mul_(0.1)
-        run.model.output.bias.fill_(-9.0)
+        run.model.networks[0].output.weight.mul_(0.1)
+        run.model.networks[0].output.bias.fill_(-9.0)
     run.model.scale.fill_(1.0)
     run.model.shift.fill_(0.0)
     bundle = export_run(run, tmp_path / "bundle")

@@ -37,6 +37,7 @@ VARIETIES: dict[str, dict[str, Any]] = {
     "places": {"places": 1},
     "numbers and categories": {"numbers": 1, "vocabularies": (3,)},
     "context and categories": {"context": True, "vocabularies": (9,), "layers": 2},
+    "three networks": {"numbers": 2, "places": 1, "context": True, "vocabularies": (7, 4), "layers": 2, "members": 3},
 }
 
 
@@ -47,6 +48,7 @@ def make_model(
     vocabularies: tuple[int, ...] = (),
     missing: tuple[int, ...] = (),
     layers: int = 1,
+    members: int = 1,
 ) -> SequenceModel:
     """A small model with random weights, scaling, bins and calibration."""
     schema = Schema(
@@ -72,9 +74,10 @@ def make_model(
         head_width=5,
         forecast=True,
         embedding=3,
+        members=members,
     )
     torch.manual_seed(5)
-    model = SequenceModel(spec, gru_graph(schema, kept, layers, spec.hidden))
+    model = SequenceModel(spec, gru_graph(schema, kept, layers, spec.state_width))
     encoder = model.encoder
     encoder.mean.uniform_(-1, 1)
     encoder.inverse_std.uniform_(0.2, 0.5)
@@ -270,8 +273,8 @@ def test_probabilities_visited_span_both_ends_where_the_model_reaches_them() -> 
     """A model that is sure for one category and sure of the opposite for another."""
     model = make_model(vocabularies=(4,))
     with torch.no_grad():
-        model.embeddings[0].weight.copy_(torch.tensor([[0.0], [8.0], [-8.0], [0.0]]).expand(4, 2))
-        model.head.weight.mul_(0.1)
+        model.networks[0].embeddings[0].weight.copy_(torch.tensor([[0.0], [8.0], [-8.0], [0.0]]).expand(4, 2))
+        model.networks[0].head.weight.mul_(0.1)
     model.scale.fill_(20.0)
     rows = reference_rows(model)
     _, span = reference_cases(model, rows)

@@ -180,7 +180,7 @@ def changed(section: str, key: str, value: str) -> str:
 @pytest.mark.parametrize(
     ("section", "key"),
     [
-        ("features", "bins"), ("features", "min_count"), ("model", "hidden"), ("model", "layers"),
+        ("features", "bins"), ("features", "min_count"), ("model", "hidden"), ("model", "members"), ("model", "layers"),
         ("model", "input_width"), ("model", "head_width"), ("model", "embedding"), ("training", "epochs"),
         ("training", "patience"), ("training", "users_per_batch"), ("training", "events_per_chunk"),
         ("training", "learning_rate"), ("training", "clip"), ("serve", "window"), ("serve", "max_batch"),

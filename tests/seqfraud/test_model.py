@@ -43,6 +43,7 @@ VARIETIES = {
     "context": {"context": True, "layers": 2},
     "places": {"places": 2},
     "context and categories": {"context": True, "vocabularies": (9,), "layers": 2},
+    "three networks": {"numbers": 2, "context": True, "vocabularies": (7, 4), "layers": 2, "members": 3},
 }
 
 
@@ -55,6 +56,7 @@ def make_model(
     layers: int = 1,
     random_constants: bool = True,
     forecast: bool = True,
+    members: int = 1,
 ) -> SequenceModel:
     """A small model with random weights and, unless told otherwise, random scaling, bins and calibration."""
     schema = Schema(
@@ -79,11 +81,12 @@ def make_model(
         head_width=4,
         embedding=3,
         forecast=forecast,
+        members=members,
     )
     drawn = {"bins": 2 * sketch.values, "steps": 2 * (sketch.values - 2 * places)} if random_constants else {}
     spec = ModelSpec(**{**sketch.as_dict(), **drawn})
     torch.manual_seed(3)
-    model = SequenceModel(spec, gru_graph(schema, kept, layers, spec.hidden))
+    model = SequenceModel(spec, gru_graph(schema, kept, layers, spec.state_width))
     if random_constants:
         encoder = model.encoder
         encoder.mean.uniform_(-1, 1)
@@ -133,7 +136,7 @@ def call(module: torch.nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor
 def dense_of(model: SequenceModel, inputs: dict[str, Tensor]) -> np.ndarray:
     """What the first linear layer of the module is given, [B, T, D]."""
     seen: list[Tensor] = []
-    handle = model.input.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = model.networks[0].input.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     call(model, inputs)
     handle.remove()
     return seen[0].numpy()
@@ -349,7 +352,7 @@ def test_each_category_has_its_own_table() -> None:
     model = make_model(vocabularies=(7, 4))
     assert model.spec.embedding_widths() == [3, 2]
     with torch.no_grad():
-        for c, table in enumerate(model.embeddings):
+        for c, table in enumerate(model.networks[0].embeddings):
             ramp = 100 * (c + 1) + torch.arange(len(table.weight))[:, None] + torch.tensor([0.0, 0.25, 0.5])
             table.weight.copy_(ramp[:, : table.embedding_dim])
     inputs = make_inputs(model, 1, 2, seed=0)
@@ -360,7 +363,7 @@ def test_each_category_has_its_own_table() -> None:
 
 def test_a_surprise_is_the_distance_from_the_forecast_in_its_spread() -> None:
     model = make_model(numbers=1, places=1)
-    forecast = model.forecast
+    forecast = model.networks[0].forecast
     assert forecast is not None
     gap = 1 + model.spec.context
     assert model.spec.forecasts == (0, gap, gap + 1)
@@ -469,6 +472,24 @@ def test_padding_is_ignored_whatever_it_holds(variety: str) -> None:
         assert torch.equal(a["logit"][user, :length], b["logit"][user, :length])
     for name, x, y in pairs(model, a, b):
         assert_same(x, y, name, atol=0)
+
+
+def test_a_model_of_networks_says_the_mean_of_their_logits() -> None:
+    model = make_model(numbers=2, context=True, vocabularies=(7, 4), layers=2, members=3)
+    inputs = make_inputs(model, 4, 6, seed=2, fresh=False)
+    out = call(model, inputs)
+    one = make_model(numbers=2, context=True, vocabularies=(7, 4), layers=2)
+    one.encoder.load_state_dict(model.encoder.state_dict())
+    logits = []
+    for i, network in enumerate(model.networks):
+        one.networks[0].load_state_dict(network.state_dict())
+        mine = slice(5 * i, 5 * i + 5)
+        alone = call(one, {**inputs, "h": inputs["h"][..., mine].contiguous()})
+        logits.append(alone["logit"])
+        assert_same(out["h_next"][..., mine], alone["h_next"], "h_next", atol=2e-6)
+        assert_same(out["member_logits"][i], alone["logit"], "member_logits")
+    assert float((logits[0] - logits[1]).abs().max()) > 0.01
+    assert_same(out["logit"], torch.stack(logits).mean(dim=0), "logit")
 
 
 @pytest.mark.parametrize("fresh", [True, False])

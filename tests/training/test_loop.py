@@ -118,6 +118,32 @@ def with_labels_flipped(prepared: Prepared, rows: np.ndarray) -> Prepared:
     return dataclasses.replace(prepared, label=label)
 
 
+# --- Several networks ---------------------------------------------------------------------------------------------
+
+
+def test_each_network_learns_as_it_would_alone(small: Prepared) -> None:
+    """Also the clipped gradient is its own: with a tight clip, one network's step would shorten the other's."""
+    config = small.config
+    pair = dataclasses.replace(
+        small, config=dataclasses.replace(config, model=dataclasses.replace(config.model, members=2))
+    )
+    chosen = settings(epochs=2, clip=0.05)
+    both = model_of(pair)
+    fitted = weights_after(pair, both, chosen)
+    drawn = [network.state_dict() for network in both.networks]
+    assert not same(drawn[0], drawn[1])
+    for i, weights in enumerate(drawn):
+        alone = model_of(small)
+        alone.networks[0].load_state_dict(weights)
+        # the epoch that is kept is the pair's
+        after = weights_after(small, alone, dataclasses.replace(chosen, patience=99))
+        for name, value in after.items():
+            mine = fitted[name.replace("networks.0.", f"networks.{i}.")]
+            torch.testing.assert_close(mine, value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        moved = max(float((weights[n] - after["networks.0." + n]).abs().max()) for n in weights)
+        assert moved > 0.01
+
+
 # --- What the loss is over ---------------------------------------------------------------------------------------
 
 
@@ -219,7 +245,7 @@ def test_rows_beyond_the_given_end_have_no_logit(small: Prepared) -> None:
 
 def test_scoring_leaves_dropout_off(small: Prepared) -> None:
     model = model_of(small)
-    model.dropout.p = 0.5
+    model.networks[0].dropout.p = 0.5
     data = DeviceData(small.encoded, CPU)
     model.train()
     first = score_logits(model, data, small.encoded, 8)

@@ -386,7 +386,7 @@ dropout = 0.25
 """
     scaling, spec, graph = fit_scaling(prepare(config_of(ALL, rest=rest), write(tmp_path, columns())))
     assert dataclasses.replace(spec, bins=0, steps=0).as_dict() == {
-        "numeric": 4, "places": 1, "context": 9, "vocabularies": (5,), "missing": (), "bins": 0, "hidden": 5,
+        "numeric": 4, "places": 1, "context": 9, "vocabularies": (5,), "missing": (), "bins": 0, "hidden": 5, "members": 1,
         "layers": 2, "input_width": 6, "head_width": 7, "embedding": 2, "dropout": 0.25,
         "forecast": True, "steps": 0,
     }  # fmt: skip
