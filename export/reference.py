@@ -105,6 +105,8 @@ def _histories(model: SequenceModel, rows: Arrays, users: int, events: int, rng:
 
 
 def _torch_outputs(model: SequenceModel, case: Arrays) -> Arrays:
+    """What the exported graph gives too; what only training reads is left out."""
+    outputs = [*model.graph.sequence_outputs(), *model.graph.state_outputs()]
     with torch.no_grad():
         out = model.eval()({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in case.items()})
-    return {k: v.numpy() for k, v in out.items()}
+    return {spec.name: out[spec.name].numpy() for spec in outputs}

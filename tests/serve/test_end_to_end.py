@@ -47,6 +47,7 @@ half_lives = ["1h", "1d", "7d"]
 validation = "6d"
 train_end = "2025-01-20"
 [model]
+members = 2
 hidden = 8
 input_width = 16
 head_width = 16

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 
 import training.run
@@ -433,6 +434,19 @@ def test_weights_of_another_shape_are_an_error(trained: Trained, tmp_path: Path)
     (run / "model.json").write_text(json.dumps(raw))
     with pytest.raises(RunError, match="not readable as a run of this version, train it again: RuntimeError"):
         load_run(run)
+
+
+def test_a_run_from_before_models_had_several_networks_is_read(trained: Trained, tmp_path: Path) -> None:
+    run = spoil(trained, tmp_path)
+    raw = json.loads((run / "model.json").read_text())
+    assert raw["model"].pop("members") == 1
+    (run / "model.json").write_text(json.dumps(raw))
+    weights = safetensors.torch.load_file(run / "model.safetensors")
+    old = {name.removeprefix("networks.0."): value for name, value in weights.items()}
+    assert sum(name.startswith(("input.", "cells.", "output.", "encoder.")) for name in old) > 8
+    safetensors.torch.save_file(old, run / "model.safetensors")
+    read = load_run(run).model.state_dict()
+    assert {name: value.tolist() for name, value in read.items()} == {n: v.tolist() for n, v in weights.items()}
 
 
 def test_an_unknown_device_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
