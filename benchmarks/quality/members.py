@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.processes import DATA, RESULTS, ROOT, environment
 from benchmarks.quality.fitting import logits_until
+from benchmarks.quality.results import SPARKOV_MEMBERS
 from seqfraud.config import Duration, load_config, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.graph import gru_graph
@@ -75,7 +76,7 @@ def main() -> None:
         "false_positive_rate": FPR,
         "measured": measured,
     }
-    with replaced_file(RESULTS / "sparkov_members.json") as temporary:
+    with replaced_file(RESULTS / f"{SPARKOV_MEMBERS}.json") as temporary:
         temporary.write_text(json.dumps({**environment(), **result}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -25,12 +25,14 @@ from benchmarks.quality.results import (
     ORDER,
     SIMULATOR,
     SPARKOV,
+    SPARKOV_MEMBERS,
     Comparison,
     Difference,
     Figures,
     HandbookPeers,
     HandbookPictures,
     HandbookQuality,
+    Members,
     Run,
 )
 from seqfraud.files import replaced_file
@@ -265,6 +267,19 @@ def segments(comparison: Comparison) -> str:
     return table(["", "segment", "rows", "frauds", *map(called, models)], rows)
 
 
+def members(result: Members) -> str:
+    """What one network says and what several say together: means over every choice of so many, and their range."""
+    rows = []
+    for count in sorted({len(one["networks"]) for one in result["measured"]}):
+        cells = []
+        for metric in ("average_precision", "recall"):
+            values = [float(one[metric]) for one in result["measured"] if len(one["networks"]) == count]  # type: ignore[literal-required]
+            text = figure(float(np.mean(values)))
+            cells.append(f"{text} ({figure(min(values))} to {figure(max(values))})" if len(values) > 1 else text)
+        rows.append([str(count), *cells])
+    return table(["networks", "average precision", "recall at 1 % false positives"], rows)
+
+
 # --- Pictures ---------------------------------------------------------------------------------------
 
 
@@ -309,6 +324,7 @@ SECTIONS = (
         "segments", HANDBOOK_PEERS, "python -m benchmarks.quality.compare handbook", lambda r: by_setting(r, segments)
     ),
     Section("sparkov", SPARKOV, "python -m benchmarks.quality.compare sparkov", side_by_side),
+    Section("sparkov-members", SPARKOV_MEMBERS, "python -m benchmarks.quality.members", members),
     Section("simulator", SIMULATOR, "python -m benchmarks.quality.compare simulator", side_by_side),
     Section("order", ORDER, "python -m benchmarks.quality.order", side_by_side),
     Section("ablation", ABLATION, "python -m benchmarks.quality.ablation", side_by_side),

@@ -12,6 +12,7 @@ HANDBOOK = "handbook_quality"
 HANDBOOK_PEERS = "handbook_peers"
 HANDBOOK_PICTURES = "handbook_pictures"
 SPARKOV = "sparkov_quality"
+SPARKOV_MEMBERS = "sparkov_members"
 SIMULATOR = "simulator_quality"
 ORDER = "order_quality"
 ABLATION = "ablation_quality"
@@ -37,6 +38,20 @@ class HandbookQuality(TypedDict):
     """`HANDBOOK`: the GRU alone, by fold and seed."""
 
     runs: list[Run]
+
+
+class Subset(TypedDict):
+    """Some of a model's networks, their logits averaged."""
+
+    networks: list[int]
+    average_precision: float
+    recall: float
+
+
+class Members(TypedDict):
+    """`SPARKOV_MEMBERS`: every choice among the networks of one model, on months before the test."""
+
+    measured: list[Subset]
 
 
 class Calibration(TypedDict):

@@ -15,6 +15,7 @@ from benchmarks.quality.page import (
     each_fold,
     figure,
     folds_beside_published,
+    members,
     models_table,
     money_columns,
     pictures,
@@ -96,6 +97,8 @@ HANDBOOK = {
         run("week", FOLDS[0], 1, 0.61),
     ]
 }
+CHOICES = [([0], 0.98, 0.99), ([1], 0.982, 0.992), ([0, 1], 0.9851, 0.9935)]
+MEMBERS = {"measured": [{"networks": who, "average_precision": ap, "recall": recall} for who, ap, recall in CHOICES]}
 PICTURES = {
     "setting": "all", "fold": "2018-07-25", "seed": 0,
     "pictures": [{"file": "customer-1.svg", "title": "Customer 7", "rule": "the first of all", "description": "Dots [N]."}],
@@ -109,6 +112,7 @@ def results(tmp_path: Path) -> Path:
         "handbook_quality": HANDBOOK,
         "handbook_peers": {"settings": {"all": COMPARISON, "week": COMPARISON}},
         "handbook_pictures": PICTURES,
+        "sparkov_members": MEMBERS,
     }
     for name, content in made.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -200,6 +204,14 @@ def test_variants_have_words_and_a_note():
     text = side_by_side({**COMPARISON, "what": {"isolation_forest": "no labels"}})
     assert text.startswith("Four folds, seed 0.")
     assert text.endswith("- isolation forest: no labels")
+
+
+def test_networks_are_counted_alone_and_together():
+    assert cells(members(MEMBERS)) == {
+        "networks": ["average precision", "recall at 1 % false positives"],
+        "1": [".9810 (.9800 to .9820)", ".9910 (.9900 to .9920)"],
+        "2": [".9851", ".9935"],
+    }
 
 
 def test_bins_and_segments():
