@@ -40,10 +40,8 @@ from seqfraud.files import replaced_file
 from training.prepare import Prepared, prepare
 from training.simulate import Simulation, simulate_to
 
-USERS, SIMULATION_SEED = 4000, 2
+USERS, SIMULATION_SEED = 4000, 1
 """Of the simulation: more users than in `make demo`, whose test days have too few frauds to tell models apart."""
-SIMULATION_MEMBERS = 3
-"""Networks of the GRU there, as on Sparkov; `configs/simulator.toml` has one, for a demonstration in minutes."""
 
 SETTINGS = ("week", "all")
 
@@ -198,7 +196,6 @@ def main() -> None:
         data = BUILT / "simulated.parquet"
         simulate_to(Simulation(users=USERS, seed=SIMULATION_SEED), data)
         config = load_config(ROOT / "configs" / "simulator.toml")
-        config = replace(config, model=replace(config.model, members=SIMULATION_MEMBERS))
         result = compare_split(config, data, name, options.seeds, options.kept_peers)
     with replaced_file(RESULTS / f"{name}.json") as temporary:
         temporary.write_text(json.dumps({**environment(), "seeds": options.seeds, **result}, indent=1) + "\n")
