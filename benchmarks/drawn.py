@@ -99,13 +99,12 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
 
     schema = schema_of(config)
     context = context_spec(config, schema)
-    graph = gru_graph(schema, context, config.model.layers, config.model.hidden * config.model.members)
     vocabularies = tuple(Vocabulary(column, KINDS) for column in schema.categorical)
     edges = np.log1p([0.0, 10.0, 100.0, 1000.0])
     spec = ModelSpec(
-        numeric=graph.numeric,
+        numeric=len(schema.numeric_inputs),
         places=len(schema.geo),
-        context=graph.context,
+        context=context.width,
         vocabularies=tuple(len(v) for v in vocabularies),
         missing=tuple(schema.numeric_inputs.index(column) for column in missing),
         bins=len(edges) - 1,
@@ -117,6 +116,7 @@ def drawn_bundle(folder: Path, config: Config, missing: tuple[str, ...], seed: i
         forecast=config.model.forecast,
         members=config.model.members,
     )
+    graph = gru_graph(schema, context, spec.layers, spec.state_width)
     torch.manual_seed(seed)
     model = SequenceModel(spec, graph)
     with torch.no_grad():

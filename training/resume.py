@@ -96,7 +96,10 @@ class ResumeFile:
                 f"{self.path}: was kept by a fit with another configuration, other data or another device; "
                 "train without --resume, or into another --out"
             )
-        model.load_state_dict(_part(tensors, "model/"))
+        try:
+            model.load_state_dict(_part(tensors, "model/"))
+        except RuntimeError as error:
+            raise RunError(f"{self.path}: was kept by another version; train without --resume") from error
         optimizer.load_state_dict({"state": _moments(tensors), "param_groups": optimizer.state_dict()["param_groups"]})
         torch.set_rng_state(tensors["random/cpu"])
         if "random/cuda" in tensors and device.type == "cuda":

@@ -38,6 +38,7 @@ class Tuned:
         logit: float64 [N], over encoded rows; NaN after the validation days.
     """
 
+    model: SequenceModel
     epochs: int
     logit: npt.NDArray[np.float64]
 
@@ -46,7 +47,7 @@ def fit_to_validation(prepared: Prepared) -> Tuned:
     """Fit by the prepared configuration on train rows and keep the epoch that is best on the validation rows."""
     model = _unfitted(prepared, SequenceModel, refit=False)
     found = fit(model, prepared, pick_device("auto"), prepared.config.training)
-    return Tuned(found.best_epoch, logits_until(model, prepared, prepared.split.train_end))
+    return Tuned(model, found.best_epoch, logits_until(model, prepared, prepared.split.train_end))
 
 
 def _unfitted(prepared: Prepared, kind: type[SequenceModel], refit: bool) -> SequenceModel:

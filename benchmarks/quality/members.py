@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.processes import DATA, RESULTS, ROOT, environment
-from benchmarks.quality.fitting import logits_until
+from benchmarks.quality.fitting import fit_to_validation, logits_until
 from benchmarks.quality.results import SPARKOV_MEMBERS
 from seqfraud.config import Duration, load_config, parse_instant
 from seqfraud.files import replaced_file
 from seqfraud.graph import gru_graph
 from seqfraud.metrics import average_precision, recall_at_fpr
 from seqfraud.nn.model import SequenceModel
-from training.loop import fit, pick_device
-from training.prepare import Prepared, fit_scaling, prepare
+from training.prepare import Prepared, prepare
 
 MEMBERS = 3
 FROM = "2020-01-01"
@@ -52,15 +50,10 @@ def alone(model: SequenceModel, member: int, prepared: Prepared) -> SequenceMode
 def main() -> None:
     """Fit, measure and write the result."""
     prepared = read(ROOT / "configs" / "sparkov.toml", DATA / "sparkov_gen.parquet")
-    settings = prepared.config.training
-    torch.manual_seed(settings.seed)
-    scaling, spec, graph = fit_scaling(prepared)
-    model = SequenceModel(spec, graph)
-    scaling.apply(model.encoder)
-    fitted = fit(model, prepared, pick_device("auto"), settings)
+    tuned = fit_to_validation(prepared)
     rows = prepared.rows.validation
     label, end = prepared.label[rows], prepared.split.train_end
-    each = [logits_until(alone(model, i, prepared), prepared, end)[rows] for i in range(MEMBERS)]
+    each = [logits_until(alone(tuned.model, i, prepared), prepared, end)[rows] for i in range(MEMBERS)]
     measured: list[dict[str, Any]] = []
     for count in range(1, MEMBERS + 1):
         for which in combinations(range(MEMBERS), count):
@@ -72,7 +65,7 @@ def main() -> None:
         "from": FROM,
         "rows": int(rows.sum()),
         "frauds": int((label == 1).sum()),
-        "epoch": fitted.best_epoch,
+        "epoch": tuned.epochs,
         "false_positive_rate": FPR,
         "measured": measured,
     }

@@ -2,7 +2,7 @@
 
 Letters: B users, T events, F numeric inputs, C categorical inputs, K context inputs, L layers, H hidden units,
 G places, V values before and after the logarithm, P piecewise-linear units, S steps, D inputs of the first linear layer,
-W its outputs for the GRU, M its outputs for the head, Q forecast values, N networks.
+W its outputs for the GRU, M its outputs for the head, Q forecast values, E networks.
 
 The state before an event also forecasts the event's own numbers, a mean and a spread for each. It learns that from every
 event, labelled or not, so that few labels are enough: what the head is told is how far from the user's habit a number is.
@@ -63,7 +63,7 @@ class ModelSpec:
     steps: int = 0
     """S, summed over all values."""
     members: int = 1
-    """N, the networks whose logits are averaged."""
+    """E, the networks whose logits are averaged."""
 
     @property
     def state_width(self) -> int:
@@ -374,7 +374,7 @@ class SequenceModel(nn.Module):
                 length int64 [B], and the states; those of width 0 are absent.
 
         Returns:
-            logit [B, T] (uncalibrated), probability [B, T], each state with the suffix `_next`, member_logits [N, B, T],
+            logit [B, T] (uncalibrated), probability [B, T], each state with the suffix `_next`, member_logits [E, B, T],
             and, where the model forecasts, forecast_loss [B, T]: the mean negative log-likelihood of the event's own
             numbers, summed over networks.
         """
@@ -433,7 +433,7 @@ class SequenceModel(nn.Module):
             return values, torch.cat([scaled, *encoder.units(plain, values, event_time, numeric)], dim=-1)
 
     def states_of_members(self, h: Tensor) -> Sequence[Tensor]:
-        """h [L, B, N * H] as that of each network, [L, B, H]."""
+        """h [L, B, E * H] as that of each network, [L, B, H]."""
         if self.spec.members == 1:
             return [h]
         # cuDNN takes no other than contiguous ones
@@ -454,7 +454,7 @@ def mean_of(logits: list[Tensor]) -> Tensor:
 
 
 def side_by_side(states: list[Tensor]) -> Tensor:
-    """The states [L, B, H] of networks as h [L, B, N * H]."""
+    """The states [L, B, H] of networks as h [L, B, E * H]."""
     return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
 
@@ -468,6 +468,7 @@ class StepModel(nn.Module):
     tables: Tensor
     table_offset: Tensor
     bias: Tensor
+    forecast_values: Tensor
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
@@ -480,6 +481,7 @@ class StepModel(nn.Module):
             self.register_buffer(name, torch.cat(parts, dim=-1).float().contiguous())
         offsets = [sum(spec.vocabularies[:c]) for c in range(len(spec.vocabularies))]
         self.register_buffer("table_offset", torch.tensor(offsets, dtype=torch.int64))
+        self.register_buffer("forecast_values", torch.tensor(spec.forecasts, dtype=torch.int64))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Score one event per user: integers int64 [B, 1 + C], values float [B, F + K], the states.
@@ -504,9 +506,13 @@ class StepModel(nn.Module):
         width = spec.input_width + spec.head_width
         firsts = [out] if spec.members == 1 else torch.split(out, width, dim=-1)
         befores = model.states_of_members(inputs["h"])
+        own = None
+        if spec.forecasts:
+            at = self.forecast_values
+            own = centred[:, at] * encoder.inverse_std[at], values[:, at]
         logits, afters = [], []
         for network, first, before in zip(model.networks, firsts, befores, strict=True):
-            logit, after = self._member(network, first, before, centred, values)
+            logit, after = self._member(network, first, before, own)
             logits.append(logit)
             afters.append(after)
         logit = mean_of(logits)
@@ -519,11 +525,14 @@ class StepModel(nn.Module):
         return made
 
     def _member(
-        self, network: nn.Module, first: Tensor, h: Tensor, centred: Tensor, values: Tensor
+        self, network: nn.Module, first: Tensor, h: Tensor, own: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """One network's logit [B] and h after the event [L, B, H], from its first layer's output and h before."""
+        """One network's logit [B] and h after the event [L, B, H], from its first layer's output and h before.
+
+        `own` holds what forecasts are of [B, Q], scaled and before scaling; None where there is no forecast.
+        """
         assert isinstance(network, Network)
-        spec, encoder = self.model.spec, self.model.encoder
+        spec = self.model.spec
         z, direct = network.first(first)
         x = z[None]
         states = []
@@ -532,10 +541,9 @@ class StepModel(nn.Module):
             _, x = cell(x, before)
             states.append(x)
         sides = [x[0], z]
-        if network.forecast is not None:
-            at = network.forecast.which
-            scaled = centred[:, at] * encoder.inverse_std[at]
-            sides.append(network.forecast.units(network.forecast.surprise(h[-1], scaled, values[:, at])[0]))
+        if own is not None:
+            assert network.forecast is not None
+            sides.append(network.forecast.units(network.forecast.surprise(h[-1], *own)[0]))
         return network.score(sides, direct), states[0] if len(states) == 1 else torch.cat(states, dim=0)
 
 

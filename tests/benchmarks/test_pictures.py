@@ -172,9 +172,8 @@ def test_the_band_is_what_the_state_before_each_event_forecasts(fold, fitted):
     least, most = LOG_PRECISION
     for i, row in enumerate(range(begin, end)):
         with torch.no_grad():
-            mean, log_precision = (
-                model.networks[0].forecast.linear(states["h"][-1])[0].tolist()[:: model.networks[0].forecast.count]
-            )
+            forecast = model.networks[0].forecast
+            mean, log_precision = forecast.linear(states["h"][-1])[0].tolist()[:: forecast.count]
             inputs = {name: torch.from_numpy(np.asarray(v)) for name, v in encoded.gather(np.array([[row]])).items()}
             out = model({**inputs, **states, "length": torch.ones(1, dtype=torch.int64)})
         spread = np.exp(-np.clip(log_precision, least, most))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -120,6 +121,24 @@ def test_a_damaged_file_is_refused(folder: Path) -> None:
     out.mkdir()
     (out / FILE).write_bytes(b"not a file of tensors")
     with pytest.raises(RunError, match="damaged"):
+        train_run(folder / "config.toml", None, out, "cpu", resume=True)
+
+
+def test_a_file_of_other_weights_is_refused(folder: Path) -> None:
+    """As a version in which the weights had other names left it."""
+
+    def stop(epoch: int, share: float, events: int, report: object) -> None:
+        if epoch == 1:
+            raise Stopped
+
+    out = folder / "older"
+    with pytest.raises(Stopped):
+        train_run(folder / "config.toml", None, out, "cpu", stop)
+    with safetensors.safe_open(str(out / FILE), "pt") as file:
+        state = file.metadata()
+        tensors = {name.replace("networks.0.", ""): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, str(out / FILE), state)
+    with pytest.raises(RunError, match="was kept by another version; train without --resume"):
         train_run(folder / "config.toml", None, out, "cpu", resume=True)
 
 
