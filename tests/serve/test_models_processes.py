@@ -116,7 +116,7 @@ class Load:
 
     @property
     def answers(self) -> dict[str, dict[str, Any]]:
-        return {name: answer for client in self.clients for name, answer in list(client.answers.items())}
+        return {name: answer for client in self.clients for name, answer in client.answers.copy().items()}
 
     def wait_for(self, count: int) -> None:
         deadline = time.monotonic() + 120
